@@ -1,0 +1,69 @@
+# make up     set everything up and run the main job, offline, on the embedded defaults
+# make test   set everything up and pass the tests
+#
+# PYTHON      the interpreter to make the environments with (3.11 or newer)
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# QLoRA's environment sees the shared one and adds bitsandbytes: peft imports bitsandbytes wherever it is installed.
+QLORA  := stages/train-qlora/.venv
+STAGES := prepare-data train-lora merge build-onnx infer
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+EDIT   := --no-deps --no-build-isolation --config-settings editable_mode=compat
+RUN    ?=
+# What compares with bitsandbytes itself needs the environment that has it.
+WITH_BITSANDBYTES := tests/stages/merge/test_qlora.py
+
+.PHONY: up test lint format install lock interfaces clean
+
+up: install
+	$(BIN)/runner up pipeline.yaml $(RUN)
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST)
+	$(QLORA)/bin/python -m pytest $(WITH_BITSANDBYTES)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy runner images stages/lib/microstages stages/lib/training/microstages_training \
+		$(foreach s,$(STAGES) train-qlora,stages/$(s)/microstages_$(subst -,_,$(s)))
+	$(QLORA)/bin/python images/lock.py --check
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.installed $(QLORA)/.installed
+
+# torch first: where a wheel without CUDA is at hand, pip takes it, and nothing after it asks for another.
+$(VENV)/.installed: requirements.lock requirements-dev.txt pyproject.toml stages/lib/pyproject.toml \
+		stages/lib/training/pyproject.toml $(STAGES:%=stages/%/pyproject.toml)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) "$$(grep '^torch==' requirements.lock)"
+	@grep -v '^bitsandbytes==' requirements.lock > $(VENV)/shared.lock
+	@$(PIP) -r $(VENV)/shared.lock -r requirements-dev.txt
+	@$(PIP) $(EDIT) -e stages/lib -e stages/lib/training $(STAGES:%=-e stages/%) -e .
+	@touch $@
+
+$(QLORA)/.installed: $(VENV)/.installed stages/train-qlora/pyproject.toml
+	@test -x $(QLORA)/bin/python || $(BIN)/python -m venv --without-pip $(QLORA)
+	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		echo "import site; site.addsitedir('$$site')" > $$($(QLORA)/bin/python -c \
+		'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
+	@$(QLORA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		"$$(grep '^bitsandbytes==' requirements.lock)"
+	@$(QLORA)/bin/python -m pip install --quiet --disable-pip-version-check $(EDIT) -e stages/train-qlora
+	@touch $@
+
+lock:
+	$(QLORA)/bin/python images/lock.py
+
+interfaces: install
+	@for s in $(STAGES); do $(BIN)/$$s describe > stages/$$s/interface.json; done
+	@$(QLORA)/bin/train-qlora describe > stages/train-qlora/interface.json
+
+clean:
+	rm -rf $(VENV) $(QLORA) .runner

@@ -1,0 +1,216 @@
+"""One attempt of a stage: how it is started, what it must have written, what its failure says.
+
+A stage that writes its own manifests (`manifest: stage`) is given the addresses of its outputs. For a plain command
+(`manifest: runner`) the runner holds the drafts: the command writes into their folders, and the runner hashes and
+publishes them after it ended well.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from microstages.artifact import Draft, open_artifact
+from microstages.errors import UserError, from_os_error
+from microstages.manifest import Manifest
+from microstages.storage import local_path, public
+
+from runner import stages
+from runner.executors import Attempt, Executor
+from runner.facts import changed_since
+from runner.history import Claim
+from runner.pipeline import External, Stage
+from runner.plan import Facts, Step
+from runner.resources import Share
+from runner.store import Store
+
+if TYPE_CHECKING:
+    from runner.ahead import Ahead
+
+AHEAD_AFTER = 0.05  # seconds
+
+
+@dataclass
+class Active:
+    """An attempt under way."""
+
+    stage: Stage
+    step: Step
+    attempt: Attempt
+    key: str
+    executor: Executor
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    drafts: Mapping[str, Draft] = field(default_factory=dict)
+    share: Share | None = None
+    started: float = field(default_factory=time.time)
+    deadline: float | None = None
+    kill_at: float | None = None
+    timed_out: bool = False
+    told: int = 0  # 1: to stop, 2: ended at once
+    error: dict[str, Any] = field(default_factory=dict)  # its last `error` event
+    finishing: Finishing | None = None
+    since: float = field(default_factory=time.monotonic)
+    ahead: Ahead | None = None
+
+    @property
+    def hash_ahead_at(self) -> float | None:
+        """When to begin to hash what it writes: only what takes its time is worth it."""
+        return self.since + AHEAD_AFTER if self.drafts and not self.ahead else None
+
+    def drop(self) -> None:
+        """Remove the drafts; those that were published stay."""
+        if self.ahead:
+            self.ahead.stop(wait=False)
+        for draft in self.drafts.values():
+            draft.__exit__(None, None, None)
+
+
+class Finishing:
+    """Work that may take long (hashing what was written), done beside the scheduler; `done` is called at its end."""
+
+    def __init__(self, work: Callable[[], dict[str, Manifest] | None], done: Callable[[], object]) -> None:
+        self._work, self._done = work, done
+        self._result: dict[str, Manifest] | None = None
+        self._error: BaseException | None = None
+        self.running = True
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self.running = False
+            self._done()
+
+    def result(self) -> dict[str, Manifest] | None:
+        """What the work returned; raises what it raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+def input_uris(stage: Stage, steps: Mapping[str, Step]) -> dict[str, str]:
+    """The address of each input; for a plain command a path on this machine."""
+    out = {}
+    for name, value in stage.inputs.items():
+        if isinstance(value, External):
+            uri = value.uri
+        else:
+            result = steps[value.stage].result
+            assert result is not None
+            uri = result.outputs[value.output].uri
+        if stage.interface.manifest == "runner" and local_path(uri) is None:
+            uri = str(open_artifact(uri, stage.interface.inputs[name].kinds).path)
+        out[name] = uri
+    return out
+
+
+def prepare(
+    stage: Stage, step: Step, claim: Claim, store: Store, steps: Mapping[str, Step], *, folder: Path,
+    environment: Mapping[str, str], executor: Executor, share: Share,
+) -> Active:  # fmt: skip
+    """An attempt ready to be submitted. Raises UserError where its outputs have no place."""
+    inputs = input_uris(stage, steps)
+    drafts: dict[str, Draft] = {}
+    outputs = {}
+    interface = stage.interface
+    try:
+        for name, spec in interface.outputs.items():
+            outputs[name] = store.output_uri(interface.name, step.fingerprint, claim.attempt, name)
+            if interface.manifest == "runner":
+                drafts[name] = Draft(outputs[name], spec.kind)
+                outputs[name] = str(drafts[name].path)
+        Path(claim.log).parent.mkdir(parents=True, exist_ok=True)
+    except BaseException as error:
+        for draft in drafts.values():
+            draft.__exit__(None, None, None)
+        if isinstance(error, OSError) and (known := from_os_error(error)):
+            raise known from None
+        raise
+    words = stages.flags(interface, inputs, stage.params, outputs)
+    attempt = Attempt(
+        claim.attempt, stage.name, (*stage.command, *words), folder, Path(claim.log), Path(claim.events), environment
+    )
+    deadline = time.monotonic() + stage.timeout if stage.timeout else None
+    return Active(stage, step, attempt, claim.key, executor, inputs, drafts, share, deadline=deadline)
+
+
+def written(active: Active, store: Store, facts: Facts) -> dict[str, Manifest] | None:
+    """The manifests of what an attempt that ended well wrote, None where that is not all.
+
+    Raises UserError where it is not what the stage promises, or was made of something else than was planned.
+    """
+    stage, step = active.stage, active.step
+    if active.drafts:
+        if active.ahead:
+            active.ahead.stop()
+        if changed := changed_since(stage, facts):
+            what = f"{' and '.join(changed)} changed while it ran, so it is not known what it was made of"
+            raise UserError(what, fix="run again")
+        provenance = _provenance(active, facts)
+        return {name: draft.commit(provenance) for name, draft in active.drafts.items()}
+    manifests = store.attempt_outputs(stage.interface, step.fingerprint, active.attempt.name)
+    if manifests is not None and (why := foreign(stage, step, facts, manifests)):
+        raise why
+    return manifests
+
+
+def foreign(stage: Stage, step: Step, facts: Facts, manifests: Mapping[str, Manifest]) -> UserError | None:
+    """Why what was written is not what was asked for: the stage's own process saw other code, inputs or values."""
+    for manifest in manifests.values():
+        made = manifest.provenance
+        if made.get("fingerprint") in (None, step.fingerprint):
+            continue
+        seen = made.get("inputs")
+        for name, digest in step.inputs.items():
+            if isinstance(seen, dict) and name in seen and seen[name].get("digest") != digest:
+                return UserError(f"the input {name} changed while it ran", fix="run again")
+        if made.get("code") != facts.code[stage.name]:
+            what = f"the code that ran is not the code in {stage.found.folder}"
+            return UserError(what, fix="if it was edited just now run again; otherwise install the stage again")
+        what = "it ran with other parameters than the pipeline gives it"
+        return UserError(what, fix="its interface.json is older than its code: print it anew with `describe`")
+    return None
+
+
+def _provenance(active: Active, facts: Facts) -> dict[str, Any]:
+    stage, step = active.stage, active.step
+    return {
+        "stage": stage.interface.name,
+        "version": stage.interface.version,
+        "code": facts.code[stage.name],
+        "fingerprint": step.fingerprint,
+        "params": dict(stage.params),
+        "inputs": {k: {"uri": public(active.inputs[k]), "digest": d} for k, d in step.inputs.items()},
+        "software": {},
+        "hardware": {"machine": os.uname().machine, "cores": os.cpu_count()},
+        "started": _iso(active.started),
+        "finished": _iso(time.time()),
+    }
+
+
+def failure(active: Active, code: int) -> UserError:
+    """What a failed attempt said, or what its exit code says."""
+    if active.error:
+        e = active.error
+        what = str(e.get("what") or e.get("message") or "it failed")
+        return UserError(what, where=e.get("where") or "", fix=str(e.get("fix") or ""))
+    if code < 0:
+        name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
+        fix = "often there was not enough memory" if name == "SIGKILL" else ""
+        return UserError(f"it was ended by {name}", fix=fix)
+    return UserError(f"it ended with exit code {code}")
+
+
+def _iso(t: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t))

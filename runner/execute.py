@@ -1,0 +1,358 @@
+"""Acts on a plan: starts what can start, waits for what runs, commits what ended well.
+
+One scheduler for any executor:
+
+1. A stage whose inputs are all there is decided anew (`plan.decide`): its result may be there by now.
+2. What must run is claimed, so that no other runner makes the same (`launch`).
+3. An attempt writes into a folder of its own. Only after it ended well, and wrote what its stage promises, is it
+   committed. Anything else leaves nothing behind.
+4. Only exit code 75 is tried again. A failure stops what depends on it, nothing else.
+5. Told to stop, it starts nothing more, passes SIGTERM on and waits; told again, it ends everything at once.
+
+It sleeps until something happens: the end of a process, a signal, a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EXIT_TEMPORARY, EXIT_USER, UserError, from_os_error
+from microstages.identity import code_identity
+
+from runner.attempts import Active, Finishing, failure, written
+from runner.executors import LOST
+from runner.history import History, Record
+from runner.launch import GRACE_NOW, Launcher
+from runner.pipeline import Pipeline, Stage
+from runner.plan import Choice, Facts, Step, decide
+from runner.progress import Progress
+from runner.resources import Pool
+from runner.store import Result, Store
+from runner.view import View
+
+BACKOFF = 0.5  # seconds before the first new try; doubled each time, up to a minute
+UNWATCHED = 0.05  # seconds between two looks at an executor that has nothing to wait on
+FRESH = 0.5  # seconds for which code that was looked at counts as unchanged
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its exit code, and the result of each stage that has one."""
+
+    code: int
+    status: str
+    results: Mapping[str, Result]
+    states: Mapping[str, str]
+
+
+class Execution:
+    """One run of a pipeline."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        store: Store,
+        history: History,
+        *,
+        facts: Facts,
+        choice: Choice,
+        view: View,
+        jobs: int = 0,
+    ) -> None:
+        self.pipeline, self.store, self.history = pipeline, store, history
+        self.choice, self.view = choice, view
+        self.pool = Pool(jobs)
+        self.progress = Progress(pipeline, history, view, facts)
+        self.launcher = Launcher(pipeline, store, choice, self.progress, self.pool)
+        self.run_id = self.progress.run_id
+        self.began = time.monotonic()
+        self.stopping = self.announced = 0  # how many signals came, and of how many was told
+        self.woken = self.wake = -1  # a pipe: its reading end is readable when something happened
+        self.depth: dict[str, int] = dict.fromkeys(pipeline.stages, 1)  # stages on the longest way from here to an end
+        for stage in reversed(list(pipeline.stages.values())):
+            for up in stage.upstream:
+                self.depth[up] = max(self.depth[up], self.depth[stage.name] + 1)
+
+    def run(self) -> Outcome:
+        """Run to the end. Every process that was started has ended, or is known to the history, afterwards."""
+        status = "failed"
+        before = self._take_signals()
+        try:
+            self.history.write(*(self.progress.record(s, "pending") for s in self.pipeline.stages.values()))
+            self.launcher.sweep()
+            while self._advance():
+                self._wait()
+                self._collect()
+            if self.stopping:
+                self.progress.code = EXIT_STOPPED
+            status = {EXIT_OK: "done", EXIT_STOPPED: "stopped"}.get(self.progress.code, "failed")
+        except BaseException:
+            self.progress.code = self.progress.code or EXIT_BUG
+            for active in self.progress.active.values():
+                active.executor.cancel(active.attempt, now=True)
+                active.drop()
+                self.history.release(active.key)
+            raise
+        finally:
+            self._give_signals(before)
+            self.history.finish_run(self.run_id, status, self.progress.code)
+        results = {name: step.result for name, step in self.progress.steps.items() if step.result is not None}
+        return Outcome(self.progress.code, status, results, self.progress.states)
+
+    def _take_signals(self) -> list[Any]:
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            self.stopping += 1
+
+        self.woken, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before: list[Any] = [(n, signal.signal(n, stop)) for n in numbers]
+        return [*before, signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)]
+
+    def _give_signals(self, before: list[Any]) -> None:
+        signal.set_wakeup_fd(before.pop())
+        for number, handler in before:
+            signal.signal(number, handler)
+        if not any(a.finishing and a.finishing.running for a in self.progress.active.values()):
+            os.close(self.woken)
+            os.close(self.wake)
+
+    # --- deciding ---
+
+    def _advance(self) -> bool:
+        """Start what can start; whether anything is left to wait for."""
+        while True:
+            before = len(self.progress.states)
+            ready = self._ready()
+            if self.stopping:
+                self._pass_on()
+                return bool(self.progress.active)
+            for place, (stage, step) in enumerate(ready):
+                self._try_launch(stage, step, len(ready) - place)
+            # A stage that ended at once (reused, or it could not start) may have made others ready.
+            if len(self.progress.states) == before or len(self.progress.states) == len(self.pipeline.stages):
+                return bool(self.progress.active or self.progress.later)
+
+    def _ready(self) -> list[tuple[Stage, Step]]:
+        """The stages that could start now, those with the longest way behind them first."""
+        ready: list[tuple[Stage, Step]] = []
+        reused: list[Record] = []
+        now = time.monotonic()
+        for name, stage in self.pipeline.stages.items():
+            if name in self.progress.states or name in self.progress.active or now < self.progress.later.get(name, 0.0):
+                continue
+            blocked = [up for up in stage.upstream if self.progress.states.get(up) not in (None, "done", "reused")]
+            if blocked:
+                self.progress.end(stage, "not run", f"{' and '.join(blocked)} did not end well")
+            elif all(up in self.progress.states for up in stage.upstream):
+                step = decide(stage, self.progress.facts, self.choice, self.progress.steps)
+                if step.action == "reuse":
+                    reused.append(self.progress.reused(stage, step))
+                elif step.action == "skip":
+                    self.progress.fail(stage, UserError(f"it is not done: {step.reason}", fix="run it first"))
+                else:
+                    ready.append((stage, step))
+        if reused:
+            self.history.write(*reused)
+        ready.sort(key=lambda item: -self.depth[item[0].name])
+        return ready
+
+    def _pass_on(self) -> None:
+        """Tell everything that runs to stop."""
+        if self.announced < self.stopping:
+            self.announced = self.stopping
+            self.view.stopping(self.stopping)
+        self.progress.later.clear()
+        for active in self.progress.active.values():
+            self._tell_to_stop(active)
+
+    # --- starting ---
+
+    def _try_launch(self, stage: Stage, step: Step, others: int) -> None:
+        share = self.pool.take(stage.resources, others, idle=not self.progress.active)
+        if share is None:
+            return
+        if self._edited(stage):
+            self.pool.give(share)
+            self.progress.later[stage.name] = time.monotonic()
+            return
+        self.progress.later.pop(stage.name, None)
+        try:
+            if not self.launcher.launch(stage, step, share):
+                self.pool.give(share)
+        except UserError as error:
+            self.pool.give(share)
+            self.progress.fail(stage, error)
+
+    def _edited(self, stage: Stage) -> bool:
+        """Whether a stage's code was edited while the stages before it ran: then it is decided anew."""
+        if time.monotonic() - self.began < FRESH:
+            return False
+        code = code_identity(stage.found.code)
+        if code == self.progress.facts.code[stage.name]:
+            return False
+        self.progress.facts = replace(self.progress.facts, code={**self.progress.facts.code, stage.name: code})
+        return True
+
+    # --- waiting ---
+
+    def _wait(self) -> None:
+        """Sleep until a process ends, a signal comes, or something is due."""
+        poller = select.poll()
+        poller.register(self.woken, select.POLLIN)
+        now = time.monotonic()
+        due = [now + self.view.every, *self.progress.later.values()]
+        for active in self.progress.active.values():
+            if active.finishing:
+                continue
+            fd = active.executor.wake(active.attempt)
+            if fd is None:
+                due.append(now + UNWATCHED)
+            else:
+                poller.register(fd, select.POLLIN)
+            due += [t for t in (active.deadline, active.kill_at, active.hash_ahead_at) if t is not None]
+        poller.poll(max(0.0, min(due) - now) * 1000 + 0.5)
+        with suppress(BlockingIOError):
+            os.read(self.woken, 4096)
+
+    def _collect(self) -> None:
+        """Look at every attempt: what it said, whether it ended, whether its time is up."""
+        now = time.monotonic()
+        for active in list(self.progress.active.values()):
+            if active.finishing:
+                if not active.finishing.running or self.stopping > 1:
+                    self._finish(active, EXIT_OK)
+                continue
+            status = active.executor.poll(active.attempt)
+            self._listen(active)
+            if not status.running:
+                code = LOST if status.code is None else status.code
+                if code == EXIT_OK and active.drafts:
+                    active.finishing = Finishing(
+                        lambda a=active: written(a, self.store, self.progress.facts),  # type: ignore[misc]
+                        lambda: os.write(self.wake, b"."),
+                    )
+                else:
+                    self._finish(active, code)
+                continue
+            if active.hash_ahead_at is not None and now >= active.hash_ahead_at:
+                from runner.ahead import Ahead
+
+                active.ahead = Ahead(active.drafts.values())
+            if active.kill_at is not None and now >= active.kill_at:
+                active.executor.cancel(active.attempt, now=True)
+                active.kill_at = now + GRACE_NOW
+            elif active.deadline is not None and now >= active.deadline:
+                active.timed_out, active.deadline = True, None
+                self._tell_to_stop(active)
+        self.view.tick()
+
+    def _listen(self, active: Active) -> None:
+        for line in active.executor.read(active.attempt).splitlines():
+            if not line.startswith("{"):
+                continue
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and isinstance(event.get("event"), str):
+                    if event["event"] == "error":
+                        active.error = event
+                    self.view.event(active.stage.name, event)
+
+    def _tell_to_stop(self, active: Active) -> None:
+        """Once to stop, with the time that it may take; after a second signal at once."""
+        if active.finishing:
+            return
+        if self.stopping > 1 and active.told < 2:
+            active.told = 2
+            active.executor.cancel(active.attempt, now=True)
+        elif not active.told:
+            active.told = 1
+            active.executor.cancel(active.attempt)
+            active.kill_at = time.monotonic() + active.stage.grace
+
+    # --- ending ---
+
+    def _finish(self, active: Active, code: int) -> None:
+        """An attempt is over: commit it, try it again, or give it up."""
+        try:
+            self._settle(active, code)
+        finally:
+            del self.progress.active[active.stage.name]
+            if active.share:
+                self.pool.give(active.share)
+            active.drop()
+            active.executor.forget(active.attempt)
+
+    def _settle(self, active: Active, code: int) -> None:
+        stage = active.stage
+        if code == EXIT_OK or (code == LOST and not active.error):
+            try:
+                self._commit(active, code)
+            except UserError as error:
+                self._give_up(active, error, error.exit_code)
+            except OSError as error:
+                known = from_os_error(error) or UserError(str(error))
+                self._give_up(active, known, known.exit_code)
+            return
+        if code == LOST:
+            code = int(active.error.get("exit_code", EXIT_BUG))
+        if active.timed_out and not self.stopping:
+            what = f"it took longer than its timeout of {stage.timeout:g} s"
+            self._give_up(active, UserError(what, fix="give it a longer `timeout`, or less to do"), EXIT_USER)
+        elif self.stopping or code == EXIT_STOPPED:
+            self.progress.code = self.progress.code or EXIT_STOPPED
+            self._give_up(active, None, EXIT_STOPPED)
+        elif code == EXIT_TEMPORARY and self.progress.tries.get(stage.name, 0) < stage.retries:
+            tries = self.progress.tries[stage.name] = self.progress.tries.get(stage.name, 0) + 1
+            seconds = min(60.0, BACKOFF * 2 ** (tries - 1)) * random.uniform(0.8, 1.2)
+            why = active.error.get("what") or "a temporary failure"
+            self._again(active, f"{why}; try {tries + 1} of {stage.retries + 1}", seconds, code)
+        else:
+            self._give_up(active, failure(active, code), code)
+
+    def _commit(self, active: Active, code: int) -> None:
+        stage, step, attempt = active.stage, active.step, active.attempt.name
+        if active.finishing:
+            if active.finishing.running:  # told to stop at once, while it was hashed
+                self._give_up(active, None, EXIT_STOPPED)
+                return
+            manifests = active.finishing.result()
+        else:
+            manifests = written(active, self.store, self.progress.facts)
+        if manifests is None:
+            if code == LOST and not self.stopping:
+                self._again(active, "its process ended without a result", 0.0, code)
+            elif code == LOST:
+                self._give_up(active, None, EXIT_STOPPED)
+            else:
+                what = f"it ended without an error, but did not write {' and '.join(stage.interface.outputs)}"
+                error = UserError(what, fix="a stage writes every output that its interface names")
+                self._give_up(active, error, EXIT_BUG)
+            return
+        name = stage.interface.name
+        result = self.store.commit(name, step.fingerprint, attempt, manifests, replace=step.replace)
+        if result.attempt != attempt:
+            self.store.discard(name, step.fingerprint, attempt)
+        self.progress.done(active, result)
+
+    def _again(self, active: Active, why: str, seconds: float, code: int) -> None:
+        self.store.discard(active.stage.interface.name, active.step.fingerprint, active.attempt.name)
+        self.progress.again(active, why, seconds, code)
+
+    def _give_up(self, active: Active, error: UserError | None, code: int) -> None:
+        stage, step = active.stage, active.step
+        self.store.discard(stage.interface.name, step.fingerprint, active.attempt.name)
+        self.history.release(active.key)
+        if error is None:
+            self.progress.end(stage, "stopped", "", active, code)
+        else:
+            self.progress.fail(stage, error, active, code)

@@ -1,0 +1,65 @@
+"""Where attempts run. An executor starts one, says how it stands, hands out its words, stops it.
+
+The protocol, for every executor:
+
+- `submit` starts an attempt and returns a token: text by which it is found again. It is idempotent by the attempt's
+  name where the place knows names (a container, a job).
+- `find` takes up an attempt that another runner submitted; False where nothing is left of it.
+- `poll` says how it stands, without waiting. `wake` is a file descriptor that becomes readable when it ends, or None
+  where the scheduler has to ask from time to time.
+- `read` returns what an attempt said since the last time; `cancel` asks it to stop, or ends it at once.
+- `forget` drops what is kept for an attempt that is over.
+
+No method raises for what an attempt does; a place that cannot be used is a UserError or TemporaryError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+LOST = -1000  # it ended, and nobody knows how
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a stage: what to run, where its words go. `events` is the file of stdout, `log` that of stderr."""
+
+    name: str
+    stage: str
+    command: tuple[str, ...]
+    folder: Path
+    log: Path
+    events: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    gpus: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """How an attempt stands. `code`: its exit code once it has ended (negative: the signal that ended it; LOST)."""
+
+    running: bool
+    code: int | None = None
+
+
+class Executor(Protocol):
+    """A place where attempts run."""
+
+    name: str
+
+    def submit(self, attempt: Attempt) -> str: ...
+
+    def find(self, attempt: Attempt, token: str) -> bool: ...
+
+    def poll(self, attempt: Attempt) -> Status: ...
+
+    def wake(self, attempt: Attempt) -> int | None: ...
+
+    def read(self, attempt: Attempt) -> str: ...
+
+    def cancel(self, attempt: Attempt, now: bool = False) -> None: ...
+
+    def forget(self, attempt: Attempt) -> None: ...

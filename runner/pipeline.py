@@ -1,0 +1,300 @@
+"""A pipeline that can be planned: a spec checked against the stages that it uses.
+
+References make the graph. Kinds, parameters and inputs are checked against each stage's interface, and every mistake
+is told with its place before anything runs. Relative paths, whether written in the file or given by `--set`, start at
+the pipeline file's folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from microstages import storage
+from microstages.errors import UserError, nearest
+from microstages.interface import Interface
+
+from runner import stages
+from runner.document import Node, Place, Problems, load, override
+from runner.spec import FAILED, InputValue, Ref, Resources, Spec, StageSpec, parse_spec
+
+LOCAL_TARGETS = ("auto", "process")
+
+
+@dataclass(frozen=True)
+class External:
+    """An input from outside the pipeline: a full path or an address."""
+
+    uri: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, complete: parameters resolved, inputs known, the command ready."""
+
+    name: str
+    place: Place
+    uses: str
+    found: stages.Found
+    command: tuple[str, ...]
+    inputs: Mapping[str, Ref | External]
+    params: Mapping[str, Any]
+    resources: Resources
+    target: str
+    retries: int
+    timeout: float | None
+    grace: float
+
+    @property
+    def interface(self) -> Interface:
+        return self.found.interface
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        """The stages whose outputs this one takes."""
+        return tuple(dict.fromkeys(v.stage for v in self.inputs.values() if isinstance(v, Ref)))
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A checked pipeline; `stages` are in an order in which they can run."""
+
+    name: str
+    file: Path
+    store: str
+    stages: Mapping[str, Stage]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return self.file.resolve().parent
+
+    def needed_for(self, names: Set[str]) -> Pipeline:
+        """This pipeline with only these stages and those before them."""
+        keep = set(names)
+        for stage in reversed(list(self.stages.values())):
+            if stage.name in keep:
+                keep |= set(stage.upstream)
+        return replace(self, stages={k: v for k, v in self.stages.items() if k in keep})
+
+    def downstream(self, name: str) -> set[str]:
+        """A stage and everything that takes from it, directly or not."""
+        found = {name}
+        for stage in self.stages.values():
+            if found & set(stage.upstream):
+                found.add(stage.name)
+        return found
+
+
+def read(file: Path, settings: Sequence[str] = (), target: str | None = None, commands: bool = True) -> Pipeline:
+    """Read and check a pipeline file. Raises PipelineError with everything that is wrong in it.
+
+    `settings` are `--set` options, `target` replaces every stage's. Without `commands` the stages' programs need not
+    be installed.
+    """
+    problems = Problems()
+    root = override(load(file), settings)
+    spec = parse_spec(root, file, problems)
+    checked = _Checker(spec, problems, target, commands).checked()
+    warnings = []
+    for name, place in spec.unused:
+        if place.line:
+            warnings.append(f"{place}: warning: the parameter {name!r} is not used")
+        else:
+            problems.add(place, f"the parameter {name!r} is not used by any stage", "check the spelling in the stages")
+    store = spec.store.value if isinstance(spec.store.value, str) else ""
+    problems.check()
+    return Pipeline(spec.name, file, full_uri(store, file.resolve().parent), checked, tuple(warnings))
+
+
+def full_uri(uri: str, base: Path) -> str:
+    """A local path made absolute from `base`; an address as it is."""
+    local = storage.local_path(uri)
+    return uri if local is None else os.path.normpath(base / local)
+
+
+class _Checker:
+    def __init__(self, spec: Spec, problems: Problems, target: str | None, commands: bool) -> None:
+        self.spec, self.problems, self.target, self.commands = spec, problems, target, commands
+        self.base = spec.file.resolve().parent
+        self.found = {name: self.find(stage) for name, stage in spec.stages.items()}
+
+    def checked(self) -> dict[str, Stage]:
+        order = self.order()
+        made = {name: self.stage(self.spec.stages[name]) for name in self.spec.stages}
+        return {name: stage for name in order if (stage := made[name]) is not None}
+
+    def find(self, stage: StageSpec) -> stages.Found | None:
+        if not isinstance(stage.uses.value, str) or stage.uses.value in ("", FAILED):
+            return None
+        try:
+            return stages.find(stage.uses.value, self.base)
+        except UserError as error:
+            what = f"{error.where}: {error.what}" if error.where else error.what
+            self.problems.add(stage.uses.place, what, error.fix)
+            return None
+
+    def order(self) -> list[str]:
+        """The stages, each after those it takes from, otherwise as in the file. A cycle is a problem."""
+        order: list[str] = []
+        state: dict[str, int] = {}
+
+        def visit(name: str, path: tuple[str, ...]) -> None:
+            if state.get(name) == 2 or name not in self.spec.stages:
+                return
+            if state.get(name) == 1:
+                ring = [*path[path.index(name) :], name]
+                what = f"these stages wait for each other: {' → '.join(reversed(ring))}"
+                stage = self.spec.stages[name]
+                self.problems.add(stage.place, what, "a stage can only take from stages before it")
+                return
+            state[name] = 1
+            for value in self.spec.stages[name].inputs.values():
+                if isinstance(value.value, Ref):
+                    visit(value.value.stage, (*path, name))
+            state[name] = 2
+            order.append(name)
+
+        for name in self.spec.stages:
+            visit(name, ())
+        return order
+
+    def stage(self, spec: StageSpec) -> Stage | None:
+        target = self.resolve_target(spec)
+        found = self.found[spec.name]
+        if found is None:
+            for value in spec.inputs.values():
+                self.reference(value)
+            return None
+        interface = found.interface
+        inputs: dict[str, Ref | External] = {}
+        for name, value in spec.inputs.items():
+            if name not in interface.inputs:
+                known = ", ".join(interface.inputs) or "none"
+                what = f"{interface.name} has no input {name!r}{nearest(name, interface.inputs)}"
+                self.problems.add(value.key, what, f"its inputs: {known}")
+                self.reference(value)
+            elif (given := self.input(spec, interface, name, value)) is not None:
+                inputs[name] = given
+        for name, wanted in interface.inputs.items():
+            if wanted.required and name not in spec.inputs:
+                what = f"stage {spec.name} needs the input {name!r} ({' or '.join(wanted.kinds)})"
+                self.problems.add(spec.place, what, f"add it below `inputs:` of {spec.name}")
+        params = self.resolve_params(spec, interface)
+        words: tuple[str, ...] = ()
+        if self.commands:
+            try:
+                words = stages.command(found)
+            except UserError as error:
+                self.problems.add(spec.uses.place, error.what, error.fix)
+        return Stage(
+            spec.name, spec.place, str(spec.uses.value), found, words, inputs, params, spec.resources, target,
+            spec.retries, spec.timeout, spec.grace,
+        )  # fmt: skip
+
+    def reference(self, value: InputValue) -> str | None:
+        """The kind that a reference leads to, None where that cannot be known. What is wrong is told."""
+        ref = value.value
+        if not isinstance(ref, Ref):
+            return None
+        if ref.stage not in self.spec.stages:
+            what = f"there is no stage {ref.stage!r}{nearest(ref.stage, self.spec.stages)}"
+            self.problems.add(value.place, what, f"stages: {', '.join(self.spec.stages)}")
+            return None
+        other = self.found.get(ref.stage)
+        if other is None:
+            return None
+        outputs = other.interface.outputs
+        if ref.output not in outputs:
+            what = f"stage {ref.stage} ({other.interface.name}) has no output {ref.output!r}"
+            self.problems.add(value.place, what + nearest(ref.output, outputs), f"its outputs: {', '.join(outputs)}")
+            return None
+        return outputs[ref.output].kind
+
+    def input(self, spec: StageSpec, interface: Interface, name: str, value: InputValue) -> Ref | External | None:
+        wanted = interface.inputs[name]
+        if value.value is None:
+            if wanted.required and not self.problems_at(value.place):
+                what = f"the input {name!r} of stage {spec.name} is empty"
+                self.problems.add(value.place, what, f"give {' or '.join(wanted.kinds)}")
+            return None
+        if isinstance(value.value, Ref):
+            kind = self.reference(value)
+            if kind is not None and kind not in wanted.kinds and "files" not in wanted.kinds:
+                what = f"{name!r} of {interface.name} takes {' or '.join(wanted.kinds)}, not {kind}"
+                fix = self.offers(wanted.kinds, spec.name)
+                self.problems.add(value.place, what, fix)
+            return value.value
+        return External(full_uri(value.value, self.base), value.place)
+
+    def offers(self, kinds: Sequence[str], but: str) -> str:
+        """Which outputs of this pipeline are of a kind."""
+        refs = [
+            f"${{{{ stages.{stage}.{output} }}}}"
+            for stage, found in self.found.items()
+            for output, o in (found.interface.outputs.items() if found else ())
+            if o.kind in kinds and stage != but
+        ]
+        return f"of that kind: {', '.join(refs)}" if refs else "give a path or address of that kind"
+
+    def problems_at(self, place: Place) -> bool:
+        return any(p.place == place for p in self.problems.found)
+
+    def resolve_params(self, spec: StageSpec, interface: Interface) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name in spec.params:
+            if name not in interface.params:
+                known = ", ".join(interface.params) or "none"
+                what = f"{interface.name} has no parameter {name!r}{nearest(name, interface.params)}"
+                if name in interface.inputs:
+                    what = f"{name!r} is an input of {interface.name}, not a parameter"
+                    known = f"move it below `inputs:` of {spec.name}"
+                self.problems.add(spec.param_keys[name], what, known if name in interface.inputs else f"known: {known}")
+        for name, wanted in interface.params.items():
+            if name not in spec.params:
+                values[name] = wanted.default if wanted.default is None else wanted.check(wanted.default)
+                if wanted.required:
+                    what = f"stage {spec.name} needs the parameter {name!r}"
+                    self.problems.add(spec.place, what, f"add it below `params:` of {spec.name}: {wanted.wanted()}")
+                continue
+            node = spec.params[name]
+            fix = wanted.help or f"see {interface.name} --help"
+            if FAILED in _strings(node):
+                continue
+            try:
+                value = wanted.check(node.plain())
+            except ValueError as error:
+                self.problems.add(node.place, f"{name} {error}", fix)
+                continue
+            if value in (None, []) and value != wanted.default:
+                if wanted.default:  # a flag cannot say "nothing"
+                    self.problems.add(node.place, f"{name} must be {wanted.wanted()}, not empty", fix)
+                value = wanted.default
+            values[name] = value
+        return values
+
+    def resolve_target(self, spec: StageSpec) -> str:
+        node = Node(self.target, Place("--target")) if self.target else spec.target or self.spec.target
+        name = node.value
+        if not isinstance(name, str) or name in ("", FAILED):
+            return "process"
+        if name in LOCAL_TARGETS:
+            return "process"
+        if name not in self.spec.targets:
+            known = [*LOCAL_TARGETS, *self.spec.targets]
+            what = f"there is no target {name!r}{nearest(name, known)}"
+            self.problems.add(node.place, what, f"targets: {', '.join(known)}")
+            return "process"
+        kind = self.spec.targets[name].type
+        if kind != "process":
+            what = f"target {name!r} is of type {kind}, for which this version has no executor"
+            self.problems.add(node.place, what, "run with --target process, or remove `target:`")
+        return "process"
+
+
+def _strings(node: Node) -> list[Any]:
+    return [v.value for v in node.value] if isinstance(node.value, list) else [node.value]

@@ -1,0 +1,166 @@
+"""Decides what must run, what is there already, what has to wait, and why. Nothing here reads or writes anything.
+
+A stage's fingerprint covers its code, its parameters and the digests of its inputs. Where the inputs are known, the
+fingerprint is, and so is whether a result of it exists. Behind a stage that must run nothing is known yet: if its new
+result turns out to be the same bytes, what follows is not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from microstages.identity import fingerprint
+
+from runner.history import Record
+from runner.pipeline import Pipeline, Stage
+from runner.spec import Ref
+from runner.store import Damaged, Result
+
+Action = Literal["reuse", "run", "wait", "skip"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What planning needs to know about the world: digests of the inputs from outside (`(stage, input)` -> digest),
+    code identities by stage, what the store has, and how each stage was made last."""
+
+    outside: Mapping[tuple[str, str], str]
+    code: Mapping[str, str]
+    look_up: Callable[[str, str], Result | Damaged | None]
+    last: Mapping[str, Record]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The decision for one stage.
+
+    `reuse`: `result` is what it would make. `run`: nothing is there. `wait`: an input is not made yet. `skip`: it was
+    not asked for, and nothing is there.
+    """
+
+    stage: str
+    action: Action
+    reason: str
+    fingerprint: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    result: Result | None = None
+    replace: bool = False  # an existing commit gives way: forced, or damaged
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which stages were asked for, and which of them run even though a result is there."""
+
+    stages: Set[str]
+    forced: Set[str] = frozenset()
+
+
+def choose(pipeline: Pipeline, only: str | None = None, first: str | None = None, force: bool = False) -> Choice:
+    """Everything, one stage alone (`only`), or one stage and what follows it (`first`)."""
+    chosen: Set[str] = set(pipeline.stages)
+    if only:
+        chosen = {only}
+    elif first:
+        chosen = pipeline.downstream(first)
+    return Choice(chosen, chosen if force else frozenset())
+
+
+def plan(pipeline: Pipeline, facts: Facts, choice: Choice) -> dict[str, Step]:
+    """The decision for every stage, as far as it can be known before anything runs."""
+    steps: dict[str, Step] = {}
+    for stage in pipeline.stages.values():
+        steps[stage.name] = decide(stage, facts, choice, steps)
+    return steps
+
+
+def decide(stage: Stage, facts: Facts, choice: Choice, steps: Mapping[str, Step]) -> Step:
+    """The decision for one stage, given those for the stages before it."""
+    chosen = stage.name in choice.stages
+    unmade = [up for up in stage.upstream if steps[up].result is None]
+    last = facts.last.get(stage.name)
+    if unmade:
+        changed = _changes(stage, facts, last, {}) if last else "new"
+        missing = [up for up in unmade if steps[up].action == "skip"]
+        if not chosen:
+            return Step(stage.name, "skip", f"needs {_and(unmade)}")
+        if missing:
+            return Step(stage.name, "skip", f"{_and(missing)} {'is' if len(missing) == 1 else 'are'} not done")
+        waits = f"after {_and(unmade)}"
+        return Step(stage.name, "wait", f"{waits}; {changed}" if changed else f"{waits}, unless its result is the same")
+    digests = input_digests(stage, facts, steps)
+    name = stage_fingerprint(stage, facts, digests)
+    found = facts.look_up(stage.interface.name, name)
+    if isinstance(found, Result) and stage.name not in choice.forced:
+        return Step(stage.name, "reuse", "unchanged", name, digests, found)
+    if isinstance(found, Damaged):
+        reason, replace = f"its result is damaged: {found.why}", True
+    elif found is not None:
+        reason, replace = "forced", True
+    elif last is None:
+        reason, replace = "new", False
+    elif last.fingerprint == name:
+        reason, replace = "its result is not in the store any more", False
+    else:
+        reason, replace = _changes(stage, facts, last, digests) or "changed", False
+    return Step(stage.name, "run" if chosen else "skip", reason, name, digests, None, replace)
+
+
+def input_digests(stage: Stage, facts: Facts, steps: Mapping[str, Step]) -> dict[str, str]:
+    """The content digest of each input. All stages before this one must have results."""
+    digests = {}
+    for name, value in stage.inputs.items():
+        if isinstance(value, Ref):
+            result = steps[value.stage].result
+            assert result is not None
+            digests[name] = result.outputs[value.output].digest
+        else:
+            digests[name] = facts.outside[stage.name, name]
+    return digests
+
+
+def stage_fingerprint(stage: Stage, facts: Facts, digests: Mapping[str, str]) -> str:
+    """The name of this stage run."""
+    interface = stage.interface
+    return fingerprint(interface.name, facts.code[stage.name], interface.identity_params(stage.params), digests)
+
+
+def _changes(stage: Stage, facts: Facts, last: Record, digests: Mapping[str, str]) -> str:
+    """What is different from the last time, in words; inputs only where their digests are known."""
+    if last.uses != stage.interface.name:
+        return f"uses: {last.uses} → {stage.interface.name}"
+    parts = []
+    before = last.params or {}
+    for name, value in stage.interface.identity_params(stage.params).items():
+        if name not in before:
+            parts.append(f"param {name} is new")
+        elif before[name] != value:
+            parts.append(f"param {name}: {shown(before[name])} → {shown(value)}")
+    parts += [f"param {name} is gone" for name in before if name not in stage.params]
+    for name in stage.inputs:
+        known = (last.inputs or {}).get(name)
+        now = digests.get(name) or facts.outside.get((stage.name, name))
+        if known is None:
+            parts.append(f"input {name} is new")
+        elif now is not None and known != now:
+            parts.append(f"input {name} changed")
+    parts += [f"input {name} is gone" for name in last.inputs or {} if name not in stage.inputs]
+    if last.code != facts.code[stage.name]:
+        parts.append(f"code of {stage.interface.name} changed")
+    return ", ".join(parts)
+
+
+def shown(value: Any) -> str:
+    """A value on one short line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = " ".join(text.split()) if "\n" in text else text
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,202 @@
+"""Committed results of stages in a store.
+
+    <store>/artifacts/<stage>/<fingerprint>/<attempt>/<output>/…files…, artifact.json
+    <store>/artifacts/<stage>/<fingerprint>/commit.json
+
+An attempt writes its outputs into a folder of its own. Then `commit.json` is created, which only one writer can do: it
+names the attempt whose outputs are the result. So whatever dies in between, and however many runners share a store, a
+result is either there completely or not at all. A result that was damaged later is replaced by a new attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microstages import storage
+from microstages.artifact import verify
+from microstages.errors import TemporaryError, UserError, from_os_error
+from microstages.interface import Interface
+from microstages.manifest import MANIFEST, Manifest
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Output:
+    """One artifact of a committed result."""
+
+    uri: str
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage run left in the store."""
+
+    fingerprint: str
+    attempt: str
+    outputs: Mapping[str, Output]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The measured values of all outputs."""
+        return {k: v for o in self.outputs.values() for k, v in o.manifest.metrics.items()}
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A committed result that cannot be used any more, and why."""
+
+    attempt: str
+    why: str
+
+
+class WrongResultError(UserError):
+    """What an attempt wrote is not what its stage promises."""
+
+
+def new_attempt() -> str:
+    """A name that no other attempt has; names sort by time."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+
+
+class Store:
+    """The results below one URI."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.path = storage.local_path(uri)
+
+    def prepare(self) -> None:
+        """Make a local store's folder. Raises UserError where that cannot be."""
+        if self.path is None:
+            return
+        try:
+            (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise from_os_error(error, self.path) or UserError(str(error), where=self.path) from None
+        if not os.access(self.path / "artifacts", os.W_OK):
+            raise UserError("the store cannot be written", where=self.path, fix="check who owns it and its mode")
+
+    def state_folder(self, pipeline_folder: Path) -> Path:
+        """Where history and logs lie: the `.runner` folder that a local store is in, or one inside it; for a store
+        elsewhere one beside the pipeline file."""
+        if self.path is None:
+            return pipeline_folder / ".runner"
+        return self.path.parent if self.path.parent.name == ".runner" else self.path / ".runner"
+
+    def output_uri(self, stage: str, fingerprint: str, attempt: str, output: str) -> str:
+        return storage.join(self.uri, "artifacts", stage, fingerprint, attempt, output)
+
+    def _commit_uri(self, stage: str, fingerprint: str) -> str:
+        return storage.join(self.uri, "artifacts", stage, fingerprint, "commit.json")
+
+    def look_up(self, stage: str, fingerprint: str) -> Result | Damaged | None:
+        """The committed result of a stage run, checked: every file there, of its size, unaltered as far as its
+        remembered hashes tell. None where there is none."""
+        data = storage.read(self._commit_uri(stage, fingerprint))
+        if data is None:
+            return None
+        try:
+            value = json.loads(data)
+            attempt = str(value["attempt"])
+            digests = {str(k): str(v["digest"]) for k, v in value["outputs"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return Damaged("", "commit.json cannot be read")
+        try:
+            outputs = {name: self._output(stage, fingerprint, attempt, name) for name in digests}
+        except TemporaryError:
+            raise
+        except UserError as error:
+            return Damaged(attempt, f"{error.where}: {error.what}")
+        for name, digest in digests.items():
+            if outputs[name].digest != digest:
+                return Damaged(attempt, f"{outputs[name].uri}: it is not what was committed")
+        return Result(fingerprint, attempt, outputs)
+
+    def _output(self, stage: str, fingerprint: str, attempt: str, name: str) -> Output:
+        uri = self.output_uri(stage, fingerprint, attempt, name)
+        data = storage.read(storage.join(uri, MANIFEST))
+        if data is None:
+            raise UserError(f"there is no {MANIFEST}", where=uri)
+        manifest = Manifest.from_json(data, storage.join(uri, MANIFEST))
+        if (folder := storage.local_path(uri)) is not None:
+            verify(folder, manifest)
+        else:
+            sizes = storage.listing(uri)
+            for f in manifest.files:
+                if sizes.get(f.path) != f.size:
+                    raise UserError("this file of the artifact is missing or altered", where=storage.join(uri, f.path))
+        return Output(uri, manifest)
+
+    def attempt_outputs(self, interface: Interface, fingerprint: str, attempt: str) -> dict[str, Manifest] | None:
+        """The manifests that an attempt wrote; None where it has not finished.
+
+        Raises WrongResultError where an artifact is not of the kind that the interface promises.
+        """
+        manifests = {}
+        for name, spec in interface.outputs.items():
+            uri = storage.join(self.output_uri(interface.name, fingerprint, attempt, name), MANIFEST)
+            data = storage.read(uri)
+            if data is None:
+                return None
+            manifest = Manifest.from_json(data, uri)
+            if manifest.kind != spec.kind:
+                what = f"{interface.name} wrote {name!r} of kind {manifest.kind}, and promises {spec.kind}"
+                raise WrongResultError(what, where=uri, fix="correct the stage or its interface.json")
+            manifests[name] = manifest
+        return manifests
+
+    def finished_outputs(self, stage: str, fingerprint: str, attempt: str) -> bool:
+        """Whether an attempt of a local store finished at least one output; of a store elsewhere it is assumed."""
+        if self.path is None:
+            return True
+        return any((self.path / "artifacts" / stage / fingerprint / attempt).glob(f"*/{MANIFEST}"))
+
+    def commit(
+        self, stage: str, fingerprint: str, attempt: str, manifests: Mapping[str, Manifest], replace: bool
+    ) -> Result:
+        """Make an attempt's outputs the result, unless another attempt is it already; the result that counts.
+
+        `replace`: put it in the place of a damaged one, or of one that is to be made anew.
+        """
+        value = {
+            "schema": SCHEMA,
+            "stage": stage,
+            "fingerprint": fingerprint,
+            "attempt": attempt,
+            "outputs": {k: {"kind": m.kind, "digest": m.digest, "size": m.size} for k, m in manifests.items()},
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        data = (json.dumps(value, indent=1) + "\n").encode()
+        uri = self._commit_uri(stage, fingerprint)
+        if replace:
+            storage.replace(uri, data)
+        elif not storage.create(uri, data):
+            other = self.look_up(stage, fingerprint)
+            if isinstance(other, Result):
+                return other
+            storage.replace(uri, data)
+        outputs = {k: Output(self.output_uri(stage, fingerprint, attempt, k), m) for k, m in manifests.items()}
+        return Result(fingerprint, attempt, outputs)
+
+    def discard(self, stage: str, fingerprint: str, attempt: str) -> None:
+        """Remove what a dead attempt of a local store left behind."""
+        if self.path is not None and attempt:
+            folder = self.path / "artifacts" / stage / fingerprint
+            shutil.rmtree(folder / attempt, ignore_errors=True)
+            with suppress(OSError):
+                folder.rmdir()  # only where nothing else is in it

@@ -1,0 +1,170 @@
+"""What is to be answered: rows of a data set, of prompts files, or one prompt, all in one form.
+
+A prompts file is `.txt` (one prompt a line, blank lines left out) or else JSON: one object a line, or one array of
+objects. An object has `prompt` or `messages`; a reference to compare with is its `completion` or `reference`, or the
+last of the `messages` where the assistant says it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microstages.artifact import Artifact
+from microstages.dataset import held_out
+from microstages.errors import UserError
+from microstages.tokens import ModelText
+
+ROLES = ("system", "user", "assistant", "tool")
+_FORMS = 'a row is {"prompt": …} or {"messages": […]}, with "completion" where the right answer is known'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt as the model reads it, and the right answer where it is known."""
+
+    prompt: str
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Wrap:
+    """How a bare prompt becomes the model's text: as it is, after a bos token, or as a user's message of a chat."""
+
+    text: ModelText
+    chat: bool = False
+    system: str | None = None
+    add_bos: bool = False
+
+    def prompt(self, prompt: str) -> str:
+        if self.chat:
+            return self.messages([{"role": "user", "content": prompt}])
+        if not self.add_bos:
+            return prompt
+        bos = self.text.special("bos_token")
+        if bos is None:
+            raise UserError("the model's tokenizer names no bos_token", where="--add-bos", fix="leave it away")
+        return prompt if prompt.startswith(bos) else bos + prompt
+
+    def lacks_bos(self, prompt: str) -> bool:
+        """Whether the tokenizer by itself would put a bos token before this text, and none stands there."""
+        bos = self.text.special("bos_token")
+        own = self.text.tokenizer.encode("a", add_special_tokens=True).ids
+        return bos is not None and own[:1] == [self.text.token_id(bos)] and not prompt.startswith(bos)
+
+    def messages(self, messages: list[dict[str, str]]) -> str:
+        first = [{"role": "system", "content": self.system}] if self.system is not None else []
+        return self.text.render([*first, *messages], add_generation_prompt=True)
+
+
+def from_dataset(dataset: Artifact) -> tuple[list[Row], int]:
+    """The held-out rows, and how many of them were left out because no prompt is known for them.
+
+    Raises UserError where nothing was held out, or no row has a prompt.
+    """
+    file = dataset.path / "test.jsonl"
+    if not file.is_file():
+        raise UserError(
+            "this data set holds out no rows (there is no test.jsonl)",
+            where=dataset.uri,
+            fix="prepare it with a test share above 0, or give --prompts",
+        )
+    rows = [Row(r.prompt, r.completion) if r.prompt is not None else None for r in held_out(file)]
+    known = [r for r in rows if r is not None]
+    if not rows:
+        raise UserError("this data set holds out no rows: test.jsonl is empty", where=file, fix="give --prompts")
+    if not known:
+        raise UserError(
+            "the held-out rows are plain text: no prompt is known for any of them",
+            where=file,
+            fix="prepare the data with a template or with prompt and completion fields, or give --prompts",
+        )
+    return known, len(rows) - len(known)
+
+
+def from_files(files: Artifact, wrap: Wrap) -> list[Row]:
+    """The rows of prompts files, in the order of the files' names. Raises UserError with file and line."""
+    rows: list[Row] = []
+    for path in files.paths():
+        if path.suffix.lower() == ".txt":
+            rows += [Row(wrap.prompt(line)) for _, line in _lines(path)]
+        else:
+            for where, value in _objects(path):
+                rows.append(_row(value, where, wrap))
+    if not rows:
+        raise UserError("there is no prompt in it", where=files.uri, fix=_FORMS)
+    return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as f:
+        for number, raw in enumerate(f, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"this is not UTF-8: {error.reason}", where=f"{path}:{number}", fix="save the file as UTF-8"
+                ) from None
+            if line.strip():
+                yield number, line
+
+
+def _objects(path: Path) -> Iterator[tuple[str, Any]]:
+    lines = _lines(path)
+    first = next(lines, None)
+    if first is None:
+        return
+    if first[1].lstrip().startswith("["):
+        text = "\n".join([first[1], *(line for _, line in lines)])
+        for number, value in enumerate(_json(text, str(path)), 1):
+            yield f"{path} row {number}", value
+        return
+    for number, line in (first, *lines):
+        yield f"{path}:{number}", _json(line, f"{path}:{number}")
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(
+            f"this is not JSON: {error}", where=where, fix=f"{_FORMS}; plain text prompts go in a .txt file"
+        ) from None
+
+
+def _row(value: Any, where: str, wrap: Wrap) -> Row:
+    if not isinstance(value, Mapping):
+        raise UserError("this row is not a JSON object", where=where, fix=_FORMS)
+    known = [k for k in ("prompt", "messages") if value.get(k) is not None]
+    if len(known) != 1:
+        what = "both prompt and messages" if known else "neither prompt nor messages"
+        raise UserError(f"this row has {what}", where=where, fix=_FORMS)
+    reference = value.get("completion", value.get("reference"))
+    if reference is not None and not isinstance(reference, str):
+        raise UserError("its completion is not text", where=where, fix=_FORMS)
+    if known == ["prompt"]:
+        if not isinstance(value["prompt"], str):
+            raise UserError("its prompt is not text", where=where, fix=_FORMS)
+        return Row(wrap.prompt(value["prompt"]), reference)
+    messages = value["messages"]
+    good = isinstance(messages, list) and all(
+        isinstance(m, Mapping) and m.get("role") in ROLES and isinstance(m.get("content"), str) for m in messages
+    )
+    if not good or not messages:
+        raise UserError(
+            "its messages are not a list of role and content",
+            where=where,
+            fix=f'a message is {{"role": …, "content": …}}; the roles are {", ".join(ROLES)}',
+        )
+    messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+    if messages[-1]["role"] == "assistant":
+        last = messages.pop()["content"]
+        reference = reference if reference is not None else last
+        if not messages:
+            raise UserError("its messages hold nothing to answer", where=where, fix=_FORMS)
+    if wrap.system is not None and messages[0]["role"] == "system":
+        messages = messages[1:]
+    return Row(wrap.messages(messages), reference)

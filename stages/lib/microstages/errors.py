@@ -1,0 +1,72 @@
+"""The errors that end a stage, each with the exit code of the contract.
+
+0 done · 2 the caller's mistake (never retried) · 70 our bug · 75 temporary, try again · 143 told to stop.
+"""
+
+from __future__ import annotations
+
+import errno
+
+EXIT_OK = 0
+EXIT_USER = 2
+EXIT_BUG = 70
+EXIT_TEMPORARY = 75
+EXIT_STOPPED = 143
+
+
+class UserError(Exception):
+    """What the caller can mend: `what` is wrong, `where` it is (file:line, field, URI), what to do (`fix`)."""
+
+    exit_code = EXIT_USER
+
+    def __init__(self, what: str, *, where: object = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, str(where), fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        remedy = f"\n  {self.fix}" if self.fix else ""
+        return f"{place}{self.what}{remedy}"
+
+
+class TemporaryError(UserError):
+    """What may pass by itself: a store that does not answer, a lost connection. Retried by the runner."""
+
+    exit_code = EXIT_TEMPORARY
+
+
+class Stopped(BaseException):
+    """SIGTERM or Ctrl-C: everything worth keeping is saved, the rest is removed."""
+
+
+_WORDS = {
+    errno.ENOSPC: ("the disk is full", "free some space, or choose a place with more, and run again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another place, and run again"),
+    errno.EFBIG: ("the file is larger than this place allows", "choose another place, or raise the limit"),
+    errno.EROFS: ("the file system is read-only", "choose a place that can be written"),
+    errno.EACCES: ("permission denied", "check who owns it and its mode"),
+    errno.EPERM: ("operation not permitted", "check who owns it and its mode"),
+    errno.ENAMETOOLONG: ("the name is too long", "use a shorter path"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "check the path"),
+    errno.EEXIST: ("a file lies where a folder is wanted", "choose another place, or remove it"),
+    errno.EISDIR: ("it is a folder, not a file", "check the path"),
+    errno.ENOENT: ("no such file or folder", "check the path"),
+}
+
+
+def from_os_error(error: OSError, where: object = "") -> UserError | None:
+    """The user's side of an operating system error, or None where it is not the user's to mend."""
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return TemporaryError(str(error) or type(error).__name__, where=where, fix="try again")
+    if error.errno in _WORDS:
+        what, fix = _WORDS[error.errno]
+        return UserError(what, where=error.filename or where, fix=fix)
+    return None
+
+
+def nearest(word: str, known: object) -> str:
+    """` (did you mean X?)` for the known word nearest to `word`, or the empty string."""
+    import difflib
+
+    found = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)  # type: ignore[attr-defined]
+    return f" (did you mean {found[0]!r}?)" if found else ""

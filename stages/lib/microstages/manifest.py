@@ -1,0 +1,97 @@
+"""`artifact.json`, the manifest of an artifact: what it says, and the checks that it has to pass to be believed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from microstages.digest import FileEntry, tree_digest
+from microstages.errors import UserError
+
+MANIFEST = "artifact.json"
+REMEMBERED = ".verified.json"  # the local memory of hashes beside a manifest; no part of the artifact
+SCHEMA = 1
+KINDS = ("dataset", "adapter", "model", "onnx-model", "predictions")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `artifact.json` says. `digest` is the content digest of `files`; the rest describes and explains."""
+
+    kind: str
+    digest: str
+    files: tuple[FileEntry, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(f.size for f in self.files)
+
+    def to_json(self) -> bytes:
+        value = {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "digest": self.digest,
+            "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in self.files],
+            "metadata": self.metadata,
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+        }
+        return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @staticmethod
+    def from_json(data: bytes, where: object) -> Manifest:
+        """Parse and check a manifest. Raises UserError naming what is wrong in it."""
+
+        def broken(what: str) -> UserError:
+            return UserError(f"this manifest {what}", where=where, fix="the artifact is damaged: make it again")
+
+        try:
+            value = json.loads(data)
+        except ValueError as error:
+            raise broken(f"is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise broken("is not a JSON object")
+        if value.get("schema") != SCHEMA:
+            raise UserError(
+                f"manifest schema {value.get('schema')!r} is not known here",
+                where=where,
+                fix=f"this version reads schema {SCHEMA}: use the version that wrote it, or make the artifact again",
+            )
+        try:
+            files = tuple(FileEntry(f["path"], f["size"], f["sha256"]) for f in value["files"])
+            kind, digest = value["kind"], value["digest"]
+            parts = [value.get(k, {}) for k in ("metadata", "metrics", "provenance")]
+        except (KeyError, TypeError) as error:
+            raise broken(f"lacks {error}") from None
+        if kind not in KINDS:
+            raise broken(f"names the unknown kind {kind!r}")
+        if not all(isinstance(p, dict) for p in parts):
+            raise broken("has metadata, metrics or provenance that is not an object")
+        for f in files:
+            if not isinstance(f.path, str) or not isinstance(f.size, int) or f.size < 0:
+                raise broken(f"has a file without a path or size: {f}")
+            if not isinstance(f.sha256, str) or not _SHA256.match(f.sha256):
+                raise broken(f"has no sha256 for {f.path!r}")
+            if not safe_path(f.path):
+                raise broken(f"names a path outside its folder: {f.path!r}")
+        if len({f.path for f in files}) != len(files):
+            raise broken("names a file twice")
+        if tree_digest(files) != digest:
+            raise broken("has a digest that is not that of its files")
+        return Manifest(kind, digest, files, *parts)
+
+
+def safe_path(path: str) -> bool:
+    """Whether a manifest's path stays in its folder on every system, and is no file of our own."""
+    p = PurePosixPath(path)
+    odd = path in ("", ".") or "\\" in path or "\0" in path or ":" in path or path in (MANIFEST, REMEMBERED)
+    return not odd and not p.is_absolute() and ".." not in p.parts and str(p) == path

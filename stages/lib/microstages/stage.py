@@ -1,0 +1,356 @@
+"""One typed function becomes a command line program that keeps the stage contract.
+
+    @stage("merge", package="microstages_merge")
+    def merge(
+        run: Run,
+        base_model: Annotated[Artifact, Input("model", help="the model that the adapter was trained on")],
+        adapter: Annotated[Artifact, Input("adapter")],
+        output: Annotated[Draft, Output("model", name="model")],
+        dtype: Annotated[Literal["base", "fp32"], Param("type of the weights")] = "base",
+    ) -> None:
+        \"""Merge an adapter into its base model.\"""
+
+`merge()` (the decorated function is the program) parses the flags, opens and verifies the inputs, makes the output
+draft, calls the function, commits. `merge describe` prints the interface. Exit codes: see `errors`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from microstages import storage
+from microstages.artifact import Artifact, Draft, open_artifact
+from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EXIT_USER, Stopped, UserError, from_os_error
+from microstages.identity import code_identity, fingerprint
+from microstages.interface import InputSpec, Interface, OutputSpec, ParamSpec
+from microstages.provenance import hardware, software
+from microstages.reporting import Reporter, duration, reporting, size
+
+
+class Input:
+    """Marks a parameter `Annotated[Artifact, Input(kind, …)]`; `Artifact | None` and a default: optional."""
+
+    def __init__(self, *kinds: str, help: str = "") -> None:
+        self.kinds, self.help = kinds, help
+
+
+class Output:
+    """Marks a parameter `Annotated[Draft, Output(kind, name=…)]`. `name` is what a pipeline calls it."""
+
+    def __init__(self, kind: str, *, name: str, help: str = "") -> None:
+        self.kind, self.name, self.help = kind, name, help
+
+
+class Param:
+    """Marks a parameter `Annotated[int, Param(help, min=1, unit="tokens")] = 8`."""
+
+    def __init__(
+        self,
+        help: str,
+        *,
+        min: float | None = None,
+        max: float | None = None,
+        above: float | None = None,
+        below: float | None = None,
+        unit: str = "",
+        affects_result: bool = True,
+    ) -> None:
+        self.help, self.unit, self.affects_result = help, unit, affects_result
+        self.min = above if above is not None else min
+        self.max = below if below is not None else max
+        self.exclusive_min, self.exclusive_max = above is not None, below is not None
+
+
+@dataclass
+class Run:
+    """What a stage function may use beside its artifacts."""
+
+    report: Reporter
+    params: Mapping[str, Any]
+
+    def log(self, text: str) -> None:
+        self.report.log(text)
+
+    def warn(self, text: str) -> None:
+        self.report.warn(text)
+
+
+class Stage:
+    """A stage as a program. Calling it runs `sys.argv`; `main(argv)` runs other arguments and returns the exit code."""
+
+    def __init__(self, name: str, package: str, uses: Sequence[str], function: Callable[..., None]) -> None:
+        self.name, self.package, self.uses, self.function = name, package, tuple(uses), function
+
+    def __call__(self) -> None:
+        sys.exit(self.main(sys.argv[1:]))
+
+    def main(self, argv: Sequence[str]) -> int:
+        if list(argv[:1]) == ["describe"]:
+            print(self.interface().to_json(), end="")
+            return EXIT_OK
+        from typer.exceptions import TyperException
+
+        code = EXIT_OK
+
+        def body(**values: Any) -> None:
+            nonlocal code
+            code = self._run(values)
+
+        try:
+            result = self._program(body)(args=list(argv), standalone_mode=False, prog_name=self.name)
+            return result if isinstance(result, int) and result else code
+        except TyperException as error:
+            text = error.format_message() if hasattr(error, "format_message") else str(error)
+            print(f"{self.name}: error: {text}\n  see {self.name} --help", file=sys.stderr)
+            return EXIT_USER
+        except (KeyboardInterrupt, EOFError):
+            return EXIT_STOPPED
+
+    # --- the interface, derived from the signature ---
+
+    def interface(self) -> Interface:
+        """What the typed function says, as data."""
+        inputs: dict[str, InputSpec] = {}
+        outputs: dict[str, OutputSpec] = {}
+        params: dict[str, ParamSpec] = {}
+        for name, (type_, mark, default) in self._signature().items():
+            flag = "--" + name.replace("_", "-")
+            if isinstance(mark, Input):
+                inputs[name] = InputSpec(flag, mark.kinds, default is inspect.Parameter.empty, mark.help)
+            elif isinstance(mark, Output):
+                outputs[mark.name] = OutputSpec(flag, mark.kind, mark.help)
+            else:
+                params[name] = _param_spec(flag, type_, mark, default)
+        folders = ("lib/training" if u == "microstages_training" else "lib" for u in self.uses)
+        code = (self.package, "../lib/microstages", *(f"../{f}/{u}" for f, u in zip(folders, self.uses, strict=True)))
+        return Interface(
+            self.name, self.version, inspect.getdoc(self.function).split("\n")[0],  # type: ignore[union-attr]
+            (self.name,), inputs, outputs, params, code,
+        )  # fmt: skip
+
+    @property
+    def version(self) -> str:
+        return str(sys.modules[self.package].__version__)
+
+    def _signature(self) -> dict[str, tuple[Any, Any, Any]]:
+        hints = get_type_hints(self.function, include_extras=True)
+        out = {}
+        for name, p in inspect.signature(self.function).parameters.items():
+            hint = hints[name]
+            if hint is Run:
+                continue
+            if get_origin(hint) is not Annotated:
+                raise TypeError(f"{self.name}: {name} is not Annotated")
+            type_, mark = get_args(hint)[:2]
+            out[name] = (type_, mark, p.default)
+        return out
+
+    def _program(self, body: Callable[..., None]) -> Any:
+        import typer
+
+        interface = self.interface()
+        specs: dict[str, Any] = {**interface.inputs, **interface.params}
+        parameters = []
+        for name, (_, mark, default) in self._signature().items():
+            empty = default is inspect.Parameter.empty
+            kind: Any = str
+            if isinstance(mark, Output):
+                help_ = f"[{mark.kind}] {mark.help or 'a new folder or address to write to'}"
+                panel: Any = {"metavar": "URI"}
+            elif isinstance(mark, Input):
+                help_ = f"[{' or '.join(mark.kinds)}] {mark.help}"
+                panel = {"metavar": "URI"}
+            else:
+                spec: ParamSpec = specs[name]
+                kind = {"integer": int, "number": float, "boolean": bool, "list": list[str]}.get(spec.type, str)
+                notes = [", ".join(spec.choices)] if spec.choices else []
+                if spec.min is not None or spec.max is not None:
+                    notes.append(spec.wanted().removeprefix("a whole number ").removeprefix("a number "))
+                notes += [spec.unit] if spec.unit else []
+                help_ = mark.help + (f" [{'; '.join(notes)}]" if notes else "")
+                noun = {"integer": "N", "number": "X", "boolean": None, "list": "WORD"}.get(spec.type, "TEXT")
+                panel = {"metavar": noun} if noun else {}
+            if default is None or isinstance(default, (list, tuple)):
+                panel["show_default"] = False
+            flag = "--" + name.replace("_", "-")
+            names = (f"{flag}/--no-{flag[2:]}",) if kind is bool else (flag,)
+            optional = kind | None if default is None else kind
+            annotated = Annotated[optional, typer.Option(*names, help=help_, **panel)]  # type: ignore[valid-type]
+            parameters.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if empty else default,
+                    annotation=annotated,
+                )
+            )
+
+        def command(**values: Any) -> None:
+            body(**values)
+
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__doc__ = inspect.getdoc(self.function)
+        app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+        app.command(epilog=f"`{self.name} describe` prints inputs, outputs and parameters as JSON.")(command)
+        return app
+
+    # --- running ---
+
+    def _run(self, values: dict[str, Any]) -> int:
+        # OpenMP's threads spin while they wait: too long, and a program that wants a core slows them down tenfold; not
+        # at all, and the many small steps of a small model take three times as long. This is some ten microseconds.
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGINT, _stop)
+        with reporting(self.name) as report:
+            try:
+                self._work(values, report)
+                return EXIT_OK
+            except Stopped:
+                report.log(f"{self.name}: stopped; nothing unfinished is left behind")
+                return EXIT_STOPPED
+            except UserError as error:
+                return self._failed(report, error)
+            except MemoryError:
+                fix = "use a machine with more, or a smaller model or batch"
+                return self._failed(report, UserError("there is not enough memory", fix=fix))
+            except OSError as error:
+                known = from_os_error(error)
+                if known:
+                    return self._failed(report, known)
+                return self._bug(report)
+            except Exception:
+                return self._bug(report)
+
+    def _failed(self, report: Reporter, error: UserError) -> int:
+        report.event(
+            "error", message=str(error), what=error.what, where=error.where, fix=error.fix, exit_code=error.exit_code
+        )
+        report._clear()
+        report.say(f"{self.name}: error: {error}\n")
+        return error.exit_code
+
+    def _bug(self, report: Reporter) -> int:
+        text = traceback.format_exc()
+        report.event("error", message=text.strip().split("\n")[-1], exit_code=EXIT_BUG)
+        report.say(f"{text}{self.name}: this is a bug of ours: please report it with the lines above\n")
+        return EXIT_BUG
+
+    def _work(self, values: dict[str, Any], report: Reporter) -> None:
+        began = time.time()
+        interface = self.interface()
+        given = {k: v for k, v in values.items() if k in interface.params}
+        try:
+            params = interface.resolve(given)
+        except ValueError as error:
+            name = str(error).split(" ")[0]
+            raise UserError(str(error), where="--" + name.replace("_", "-"), fix=f"see {self.name} --help") from None
+        arguments: dict[str, Any] = dict(params)
+        inputs: dict[str, Artifact] = {}
+        for name, spec in interface.inputs.items():
+            arguments[name] = None
+            if values[name] is not None:
+                arguments[name] = inputs[name] = _opened(spec, values[name])
+        digests = {k: a.digest for k, a in inputs.items()}
+        code = self.code_identity()
+        print_ = fingerprint(self.name, code, interface.identity_params(params), digests)
+        outputs: dict[str, Draft] = {}
+        run = Run(report, params)
+        try:
+            for name, (_, mark, _) in self._signature().items():
+                if isinstance(mark, Output):
+                    draft = None
+                    if values[name] is not None:
+                        draft = outputs[mark.name] = Draft(values[name], mark.kind)
+                    arguments[name] = draft
+            hints = get_type_hints(self.function)
+            if run_name := next((k for k, h in hints.items() if h is Run), None):
+                arguments[run_name] = run
+            self.function(**arguments)
+            provenance = {
+                "stage": self.name,
+                "version": self.version,
+                "code": code,
+                "fingerprint": print_,
+                "params": params,
+                "inputs": {k: {"uri": storage.public(values[k]), "digest": a.digest} for k, a in inputs.items()},
+                "software": software(),
+                "hardware": hardware(),
+                "started": _iso(began),
+                "finished": _iso(time.time()),
+            }
+            for name, draft in outputs.items():
+                manifest = draft.commit(provenance)
+                uri = storage.public(draft.uri)
+                report.event("artifact", output=name, uri=uri, digest=manifest.digest, size=manifest.size)
+                took = duration(time.time() - began)
+                report.log(f"{self.name}: wrote {uri}  {size(manifest.size)}, {len(manifest.files)} files, in {took}")
+        finally:
+            for draft in outputs.values():
+                draft.__exit__(None, None, None)
+
+    def code_identity(self) -> str:
+        """Identity of this stage's code as it is installed here; equal to what the runner computes from a checkout."""
+        import importlib.util
+
+        folders = []
+        for package in (self.package, "microstages", *self.uses):
+            spec = importlib.util.find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                raise UserError(f"the package {package} is not installed", fix=f"install the stage {self.name} again")
+            folders.append(Path(spec.submodule_search_locations[0]))
+        return code_identity(folders)
+
+
+def stage(name: str, *, package: str, uses: Sequence[str] = ()) -> Callable[[Callable[..., None]], Stage]:
+    """Make a typed function a stage. `uses`: further packages of this project that its code is made of."""
+    return lambda function: Stage(name, package, uses, function)
+
+
+def _opened(spec: InputSpec, uri: str) -> Artifact:
+    try:
+        return open_artifact(uri, spec.kinds)
+    except UserError as error:
+        raise type(error)(f"{error.what}", where=f"{spec.flag} {error.where}", fix=error.fix) from None
+
+
+def _param_spec(flag: str, type_: Any, mark: Param, default: Any) -> ParamSpec:
+    nullable = False
+    if get_origin(type_) in (Union, UnionType):
+        rest = [t for t in get_args(type_) if t is not NoneType]
+        nullable, type_ = len(rest) < len(get_args(type_)), rest[0]
+    choices: tuple[str, ...] = ()
+    if get_origin(type_) is list:
+        if get_origin(inner := get_args(type_)[0]) is Literal:
+            choices = get_args(inner)
+        kind = "list"
+    elif get_origin(type_) is Literal:
+        kind, choices = "string", get_args(type_)
+    else:
+        kind = {str: "string", int: "integer", float: "number", bool: "boolean"}[type_]
+    required = default is inspect.Parameter.empty
+    default = None if required else list(default) if kind == "list" and default is not None else default
+    return ParamSpec(
+        flag, kind, default, required, nullable, choices, mark.min, mark.max, mark.exclusive_min, mark.exclusive_max,
+        mark.unit, mark.affects_result, mark.help,
+    )  # fmt: skip
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise Stopped()
+
+
+def _iso(t: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t))

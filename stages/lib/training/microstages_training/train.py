@@ -1,0 +1,232 @@
+"""From a data set and a base model to an adapter: what `train-lora` and `train-qlora` do.
+
+    check the inputs  ->  load the base model  ->  add the adapter  ->  fit  ->  write
+
+Written: `adapter_config.json`, `adapter_model.safetensors` (PEFT's format), `training.json` (losses and learning rate
+by step), `loss.svg`. The same inputs and parameters give the same bytes on the same kind of CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from microstages.artifact import Artifact, Draft
+from microstages.dataset import FORMAT, Split, load_split
+from microstages.errors import UserError
+from microstages.machine import peak_memory
+from microstages.reporting import Reporter, duration
+from microstages.stage import Run
+from microstages.tokens import ModelText
+
+from microstages_training.settings import Settings
+
+# What infer and merge need to know about the data that an adapter was trained on.
+CARRIED = ("tokenizer_sha256", "vocab_size", "end_token", "end_token_id", "stop_token_ids", "template", "max_length")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run as plain data, so that it can be handed to other processes."""
+
+    dataset: str
+    dataset_uri: str
+    dataset_metadata: dict[str, Any]
+    base_model: str
+    base_digest: str
+    output: str
+    settings: Settings
+    device: str = "cpu"
+
+    @staticmethod
+    def from_json(text: str) -> Job:
+        value = json.loads(text)
+        return Job(**{**value, "settings": Settings(**value["settings"])})
+
+    def splits(self) -> tuple[Split, Split | None]:
+        """The train split, and the held-out one where it has trained tokens."""
+        artifact = Artifact(self.dataset_uri, Path(self.dataset), "dataset", "", ())
+        train = load_split(artifact, "train")
+        fix = "prepare the data again, with more rows or a greater max_length"
+        if train is None or len(train.bin_lengths) == 0 or not train.trained.any():
+            raise UserError("it has no token to train on", where=self.dataset_uri, fix=fix)
+        test = load_split(artifact, "test")
+        return train, test if test is not None and len(test.bin_lengths) and test.trained.any() else None
+
+
+def train(run: Run, dataset: Artifact, base_model: Artifact, output: Draft, settings: Settings) -> None:
+    """Train an adapter and write it to `output`. Raises UserError for everything the caller can mend."""
+    settings.check()
+    job = Job(
+        str(dataset.path), dataset.uri, dict(dataset.metadata), str(base_model.path), base_model.digest,
+        str(output.path), settings,
+    )  # fmt: skip
+    check(job, base_model.uri)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    from microstages_training.distributed import Team, launch
+    from microstages_training.optimizer import require_gpu
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if settings.gpus > gpus:
+        raise UserError(
+            f"{settings.gpus} GPUs are asked for, {gpus} found", where="--gpus", fix="give 0 for all there are"
+        )
+    device = torch.device("cuda" if gpus else "cpu")
+    require_gpu(settings, device)
+    processes = (settings.gpus or gpus) if gpus else 1
+    if processes > 1:
+        found = launch(Job(**{**job.__dict__, "device": "cuda"}), processes, run.report)
+    else:
+        found = run_job(job, Team(), device, run.report)
+    output.metadata.update(found["metadata"])
+    output.metrics.update(found["metrics"])
+
+
+def check(job: Job, base_uri: str) -> None:
+    """Everything that can be known before the model is loaded."""
+    facts = job.dataset_metadata
+    if facts.get("format") != FORMAT:
+        raise UserError(
+            "it is not a data set that this version reads", where=job.dataset_uri, fix="make it with prepare-data"
+        )
+    text = ModelText(Path(job.base_model))
+    if facts.get("tokenizer_sha256") != text.sha256:
+        raise UserError(
+            "it was prepared with the tokenizer of another model",
+            where=job.dataset_uri,
+            fix=f"prepare the data with this model: prepare-data --model {base_uri}",
+        )
+    train, test = job.splits()
+    if "quantization_config" in text.config:
+        raise UserError(
+            "this model is quantized already; an adapter is trained on the original weights",
+            where=base_uri,
+            fix="give the original model: train-qlora quantizes it as it is loaded",
+        )
+    size, top = text.config.get("vocab_size"), max(int(s.input_ids.max()) for s in (train, test) if s is not None)
+    if isinstance(size, int) and top >= size:
+        raise UserError(
+            f"the base model has {size:,} embeddings, and the data the token id {top:,}",
+            where=base_uri,
+            fix="its tokenizer and its weights do not belong together: get the model again",
+        )
+    longest = max(int(s.example_lengths.max()) for s in (train, test) if s is not None)
+    limit = text.config.get("max_position_embeddings")
+    if isinstance(limit, int) and longest > limit:
+        raise UserError(
+            f"it has examples of {longest:,} tokens; the base model takes {limit:,}",
+            where=job.dataset_uri,
+            fix=f"prepare the data with --max-length {limit} or less",
+        )
+    if job.settings.early_stopping_patience and test is None:
+        raise UserError(
+            "early stopping needs held-out rows, and the data set has none",
+            where="--early-stopping-patience",
+            fix="prepare the data with a test_fraction above 0, or leave early stopping away",
+        )
+
+
+def run_job(job: Job, team: Any, device: Any, report: Reporter) -> dict[str, Any]:
+    """Train in this process (one of `team`). Rank 0 writes the files. Returns metadata and metrics."""
+    from microstages_training.machine import FreeCores, keep_memory, resolve_precision, set_threads
+
+    began, free, settings = time.monotonic(), FreeCores(), job.settings
+    from microstages_training import adapter, attention, curve, quantized
+    from microstages_training.base import add_adapter, load_base
+    from microstages_training.batches import Examples, Plan
+    from microstages_training.endtoken import check_end_token
+    from microstages_training.loop import Task, fit
+    from microstages_training.model import Model
+    from microstages_training.optimizer import warmup_steps
+
+    train, test = (Examples(s) if s is not None else None for s in job.splits())
+    assert train is not None
+    plan = Plan(train.bin_tokens, settings.batch_tokens, settings.accumulation, settings.seed, settings.epochs,
+                settings.steps)  # fmt: skip
+    if (warmup := warmup_steps(settings.warmup, plan.total)) > plan.total:
+        raise UserError(
+            f"{warmup:,} steps of warm-up are more than the {plan.total:,} there are",
+            where="--warmup",
+            fix="give fewer, or a share below 1",
+        )
+    precision = resolve_precision(settings.precision, device)
+    attention.register()
+    if device.type == "cpu":
+        keep_memory()
+    report.log(f"loading the base model in {precision}")
+    causal = load_base(Path(job.base_model), settings, device, precision)
+    facts: dict[str, Any] = {}
+    if settings.quant_type is not None:
+        quantized.keep_layout(causal)
+        facts["quantization"] = quantized.record(causal, settings)
+        if odd := quantized.distorted(causal):
+            report.warn(
+                f"on the CPU bitsandbytes distorts layers whose width is no multiple of 64: {odd[0]} and "
+                f"{len(odd) - 1} more. The adapter learns to mend what a merge does not have.\n"
+                "  Train on a GPU, or with train-lora"
+            )
+    if settings.liger:
+        from microstages_training.fused import use_liger
+
+        use_liger(causal)
+    model = Model(causal, add_adapter(causal, settings), device, precision)
+    threads = set_threads(settings.threads, free)
+    model.choose(max(int(e.example_lengths.max()) for e in (train, test) if e is not None))
+    for note in model.notes:
+        report.warn(note)
+    parameters = sum(p.numel() for _, p in model.trained)
+    report.log(
+        f"{parameters:,} parameters to train on {device.type}, {precision}, {threads} threads; "
+        f"{plan.total:,} steps of up to {settings.batch_tokens * settings.accumulation:,} tokens"
+    )
+    check_end_token(model, train, job.dataset_metadata, settings, report)
+    state, meter = fit(Task(model, train, test, plan, settings, team, report))
+    tensors = state.best if state.best is not None else adapter.weights(model.peft)
+    if team.rank == 0:
+        folder = Path(job.output)
+        adapter.save(folder, model.peft, tensors, job.base_digest, settings.modules_to_save)
+        log = {"steps": state.curve, "evaluations": state.evaluations}
+        (folder / "training.json").write_text(json.dumps(log, indent=1) + "\n")
+        (folder / "loss.svg").write_text(curve.draw(state.curve, state.evaluations))
+    seconds = time.monotonic() - began
+    metrics: dict[str, Any] = {
+        "train_loss": state.curve[-1]["loss"],
+        "steps": state.step,
+        "epochs": state.epoch,
+        "tokens": meter.tokens,
+        "trained_tokens": meter.trained_tokens,
+        "tokens_per_second": round(meter.tokens / meter.seconds, 1),
+        "trained_tokens_per_second": round(meter.trained_tokens / meter.seconds, 1),
+        "training_seconds": round(meter.seconds, 2),
+        "seconds": round(seconds, 2),
+        "trainable_parameters": parameters,
+        "threads": threads,
+        "processes": team.size,
+        **peak_memory(),
+    }
+    said = f"loss {metrics['train_loss']:.3f}"
+    if state.evaluations:
+        metrics["eval_loss_before"] = state.evaluations[0]["loss"]
+        metrics["eval_loss"] = state.best_loss if state.best is not None else state.evaluations[-1]["loss"]
+        metrics["stopped_early"] = state.stopped_early
+        said += f", held out {metrics['eval_loss_before']:.3f} → {metrics['eval_loss']:.3f}"
+    report.log(
+        f"trained {state.step:,} steps in {duration(meter.seconds)}: {said}; "
+        f"{metrics['tokens_per_second']:,.0f} tokens/s, {metrics['trained_tokens_per_second']:,.0f} of them trained"
+    )
+    shape = asdict(settings)
+    facts |= {
+        "method": "qlora" if settings.quant_type is not None else "lora",
+        "base_model": job.base_digest,
+        "precision": precision,
+        "target_modules": sorted(model.peft.peft_config["default"].target_modules),
+        **{k: shape[k] for k in ("rank", "alpha", "rslora", "dora", "modules_to_save")},
+        **{k: job.dataset_metadata.get(k) for k in CARRIED},
+    }
+    return {"metadata": facts, "metrics": metrics}

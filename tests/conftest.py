@@ -1,0 +1,97 @@
+"""What all tests share: the examples, the shared real inputs, a small random model, stages run as programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+STAGES = ("prepare-data", "train-lora", "train-qlora", "merge", "build-onnx", "infer")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a program ended: exit code, the events on its stdout, and its stderr."""
+
+    code: int
+    events: list[dict[str, Any]]
+    stderr: str
+
+    def event(self, kind: str) -> dict[str, Any]:
+        """The last event of a kind."""
+        return [e for e in self.events if e["event"] == kind][-1]
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    """The committed examples: `tones.jsonl`, `tiny-phi3`."""
+    return EXAMPLES
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real inputs beside the checkout, or the one $MICROSTAGES_SHARED names."""
+    folder = Path(os.environ.get("MICROSTAGES_SHARED") or ROOT.parent / "shared")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"REAL DATA NOT TESTED: {folder} is not there; set MICROSTAGES_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["MICROSTAGES_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def stage_command(name: str) -> list[str]:
+    """How a stage is started: its own environment's Python where it has one, else this one."""
+    own = ROOT / "stages" / name / ".venv" / "bin" / "python"
+    python = str(own) if own.exists() else sys.executable
+    return [python, "-m", f"microstages_{name.replace('-', '_')}.cli"]
+
+
+def run_program(command: list[str], **options: Any) -> Result:
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, **options)
+    events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return Result(done.returncode, events, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def run_stage() -> Callable[..., Result]:
+    """`run_stage("merge", "--base-model", …)` runs a stage as a program of its own."""
+
+    def run(name: str, *arguments: object, **options: Any) -> Result:
+        return run_program([*stage_command(name), *map(str, arguments)], **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Phi-3 of two layers, hidden size 64, untied, with the example model's tokenizer and template."""
+    import torch
+    from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=4096, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=256, original_max_position_embeddings=256, sliding_window=None,
+        bos_token_id=1, eos_token_id=0, pad_token_id=0, resid_pdrop=0.0,
+    )  # fmt: skip
+    model = Phi3ForCausalLM(config).to(torch.bfloat16)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[0, 5], pad_token_id=0)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(EXAMPLES / "tiny-phi3" / name, folder / name)
+    return folder

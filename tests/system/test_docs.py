@@ -1,0 +1,94 @@
+"""The docs are true: every command in a ```sh block of README, docs and the stages' READMEs is run here.
+
+The blocks run in one folder that holds what a clone holds, in the order a reader meets them; the stages' READMEs in the
+order of the pipeline, so that one's output is the next one's input. `make test` is what runs this file.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+STAGES = ("prepare-data", "train-lora", "train-qlora", "merge", "build-onnx", "infer")
+DOCS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / "stages" / s / "README.md" for s in STAGES),
+    ROOT / "stages/lib/README.md",
+    ROOT / "stages/lib/training/README.md",
+    ROOT / "runner/README.md",
+]
+# What cannot be run inside the tests: the tests themselves, and what needs other tools installed beside it.
+NOT_HERE = re.compile(r"^(make test|python benchmarks/|pip install )")
+
+
+def commands(file: Path) -> list[str]:
+    """The commands of a file's sh blocks; a line that ends in a backslash goes on."""
+    found = []
+    for block in re.findall(r"^```sh\n(.*?)^```", file.read_text(), flags=re.S | re.M):
+        for line in block.replace("\\\n", " ").splitlines():
+            text = line.partition(" # ")[0].strip()
+            if text and not text.startswith("#"):
+                found.append(text)
+    return found
+
+
+ALL = [(str(f.relative_to(ROOT)), c) for f in DOCS for c in commands(f)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs") / "clone"
+    folder.mkdir()
+    # links, so that `make` finds everything as old as it is and installs nothing into this environment
+    for path in ROOT.iterdir():
+        if path.name not in ("examples", "pipeline.yaml", ".git", ".runner", "out"):
+            (folder / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    shutil.copy(ROOT / "pipeline.yaml", folder)
+    return folder
+
+
+@pytest.mark.parametrize("file, command", ALL, ids=[f"{f}: {c[:60]}" for f, c in ALL])
+def test_a_documented_command_runs(place: Path, file: str, command: str):
+    if NOT_HERE.match(command):
+        assert command.split(maxsplit=1)[0] != "make" or re.search(
+            rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M
+        )
+        for script in re.findall(r"\S+\.py", command):
+            assert (ROOT / script).is_file()
+        return
+    own = [ROOT / "stages/train-qlora/.venv/bin", Path(sys.executable).parent]
+    path = os.pathsep.join([*(str(p) for p in own), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(
+        command,
+        shell=True,
+        executable="/bin/bash",
+        cwd=place,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{file}: {command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+
+
+def test_there_are_commands_in_the_docs():
+    files = {file for file, _ in ALL}
+    assert {"README.md", *(f"stages/{s}/README.md" for s in STAGES)} <= files
+
+
+def test_links_in_the_docs_lead_somewhere():
+    broken = []
+    for file in DOCS:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", file.read_text()):
+            if "://" not in target and not (file.parent / target).exists():
+                broken.append(f"{file.relative_to(ROOT)}: {target}")
+    assert not broken
