@@ -36,7 +36,10 @@ class Ahead:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = int(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         self._waiting: dict[Path, Draft] = {}
-        self._thread = threading.Thread(target=self._run, args=(tuple(drafts),), daemon=True)
+        if self._fd >= 0:  # before the command begins, so that none of its files is met half-written
+            for draft in drafts:
+                self._add(draft, draft.path)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self, wait: bool = True) -> None:
@@ -47,11 +50,9 @@ class Ahead:
         if wait:
             self._thread.join()
 
-    def _run(self, drafts: Iterable[Draft]) -> None:
+    def _run(self) -> None:
         try:
             if self._fd >= 0:
-                for draft in drafts:
-                    self._add(draft, draft.path)
                 poller = select.poll()
                 poller.register(self._fd, select.POLLIN)
                 poller.register(self._stopping, select.POLLHUP)

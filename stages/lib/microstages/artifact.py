@@ -293,8 +293,9 @@ class Draft:
                 file = os.path.join(top, n)
                 if os.stat(file).st_mode & 0o777 != 0o644:  # a needless chmod would make `known` hashes unusable
                     os.chmod(file, 0o644)
-        if any(r[0] > WORTH_A_TICK and r[2] > time.time_ns() - 2 * TICK_NS for r in self.known.values()):
-            time.sleep(2 * TICK_NS / 1e9)  # hashes of files changed within this tick of the clock are not believed
+        youngest = max((r[2] for r in self.known.values() if r[0] > WORTH_A_TICK), default=0)
+        if (left := youngest + 2 * TICK_NS - time.time_ns()) > 0:
+            time.sleep(left / 1e9)  # hashes of files changed within this tick of the clock are not believed
         now = time.time_ns()
         known: Memory = {n: [*record[:4], now, record[5]] for n, record in self.known.items()}
         entries, memory = hash_files({n: self.path / n for n in names}, known)

@@ -12,11 +12,11 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 WRITE_AT_ONCE = 32 << 20  # bytes after which the disk begins to write
-HASHED_LATER = 8  # pieces that may wait to be hashed
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -142,8 +141,12 @@ class Weights:
 
         stop = t.count if stop is None else stop
         out = np.empty(stop - start, numpy_type(t))
-        self._fill(t, start * out.itemsize, out.view(np.uint8).data)
+        self.read_into(t, start, out)
         return out
+
+    def read_into(self, t: Tensor, start: int, out: np.ndarray[Any, Any]) -> None:
+        """Fill an array, flat and of the tensor's type, with the elements from `start` on."""
+        self._fill(t, start * out.itemsize, memoryview(out.view("u1")))
 
     def _fill(self, t: Tensor, start: int, view: memoryview) -> None:
         done = 0
@@ -223,16 +226,16 @@ def _begin_writing(descriptor: int, start: int, count: int) -> None:
 
 
 class HashingWriter:
-    """A new file, written from front to back and hashed beside it, in a thread of its own: no second pass over a large
-    output. The disk begins to write at once, so that little is left to do when the file is complete. What was given to
-    `write` must not change afterwards."""
+    """A new file of pieces that are written in any order, by any thread, and hashed from front to back while they are
+    in memory: no second pass over a large output. The disk begins to write at once, so that little is left to do when
+    the file is complete."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.size = file, 0
         self._hash = hashlib.sha256()
-        self._hashing = ThreadPoolExecutor(1)
-        self._pending: deque[Future[None]] = deque()
-        self._begun = 0  # bytes that the disk was told to write
+        self._begun = self._unwritten = 0  # bytes that the disk was told to write, and those since
+        self._waiting: deque[tuple[int, memoryview]] = deque()
+        self._writing = Lock()
         self._out = file.open("xb", buffering=0)
         os.fchmod(self._out.fileno(), 0o644)
 
@@ -242,27 +245,42 @@ class HashingWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hashing.shutdown(cancel_futures=error is not None)
         self._out.close()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes. An OSError names the file."""
-        view = memoryview(data)
-        if len(self._pending) == HASHED_LATER:
-            self._pending.popleft().result()
-        self._pending.append(self._hashing.submit(self._hash.update, view))
-        self.size += len(view)
-        try:
-            while view:
-                view = view[self._out.write(view) or 0 :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.file)) from None
-        if self.size - self._begun >= WRITE_AT_ONCE:
-            _begin_writing(self._out.fileno(), self._begun, self.size - self._begun)
-            self._begun = self.size
+        self.write_at(self.size, data)
+        self.written(data)
+
+    def write_at(self, start: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes from byte `start` on, in any thread; the one that writes just now may take them over. An OSError
+        names the file. What was given must not change until the file is closed."""
+        self._waiting.append((start, memoryview(data)))
+        # The kernel lets one thread at a time write to a file. The others leave their bytes to it and go on.
+        while self._waiting and self._writing.acquire(blocking=False):
+            try:
+                while self._waiting:
+                    self._write(*self._waiting.popleft())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.file)) from None
+            finally:
+                self._writing.release()
+
+    def _write(self, start: int, view: memoryview) -> None:
+        while view:
+            done = os.pwrite(self._out.fileno(), view, start)
+            view, start = view[done:], start + done
+            self._unwritten += done
+        if self._unwritten >= WRITE_AT_ONCE:  # whatever lies before here: pieces come almost in order
+            _begin_writing(self._out.fileno(), self._begun, max(0, start - self._begun))
+            self._begun, self._unwritten = max(self._begun, start), 0
+
+    def written(self, data: bytes | bytearray | memoryview) -> None:
+        """Hash the bytes that follow those hashed before; `write_at` has written them."""
+        self._hash.update(data)
+        self.size += len(data)
 
     @property
     def sha256(self) -> str:
-        """In hex, of all that was written: for `Draft.hashed`."""
-        wait(self._pending)
+        """In hex, of all that was hashed: for `Draft.hashed`."""
         return self._hash.hexdigest()

@@ -1,7 +1,7 @@
 """Carries out recipes: block after block of rows, in fp32, each result rounded once.
 
 A result never depends on the number of threads: blocks are cut by the tensor's shape alone, each is computed by one
-thread with a single-threaded BLAS, and they come out in order. Memory is a few blocks a thread plus the factors of the
+thread with a single-threaded BLAS and written by it, and they are hashed in order. Memory is a few blocks a thread plus the factors of the
 tensors in work, whatever the size of the model.
 
 The sum is PEFT's default merge: `W + (B @ A) * scale` in fp32, rounded to nearest even. Bit by bit, where the product
@@ -18,33 +18,54 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from math import gcd
+from threading import local
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from microstages.errors import UserError
-from microstages.tensors import Tensor, Weights
+from microstages.tensors import Tensor, Weights, numpy_type
 
 from microstages_merge import quantize
 from microstages_merge.recipe import Recipe
 
 Array = np.ndarray[Any, Any]
 Piece = bytearray | memoryview
-BLOCK = 1 << 18  # elements in a block of rows
+Write = Callable[[int, Piece], None]
+BLOCK = 1 << 19  # elements in a block of rows
 SMALL = 1_000_000  # multiplications up to which OpenBLAS takes another kernel, with another order of adding
-COPY = 4 << 20  # bytes in a piece that is only copied
+COPY = 1 << 20  # bytes in a piece that is only copied
+AHEAD = 32 << 20  # bytes that are computed before they are hashed
 TYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 
 
-def product(left: Array, right: Array) -> Array:
-    """left @ right, (m, k) and (k, n), whose bits do not depend on how the rows were cut into blocks."""
+def product(left: Array, right: Array, out: Array) -> Array:
+    """left @ right, (m, k) and (k, n), whose bits do not depend on how the rows were cut into blocks; in `out` or in
+    another array."""
     (m, k), n = left.shape, right.shape[1]
     rows = max(m, SMALL // (k * n) + 1, 2)
     if rows == m:
-        return left @ right
+        return np.matmul(left, right, out=out)
     padded = np.zeros((rows, k), np.float32)
     padded[:m] = left
     return (padded @ right)[:m]
+
+
+class Scratch(local):
+    """A thread's own arrays, used again for block after block: fresh memory costs more than most of the arithmetic."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Array] = {}
+
+    def get(self, use: str, count: int, dtype: Any = np.float32) -> Array:
+        """`count` numbers, flat. What they were is undefined, and what they are until the next `get` for this use."""
+        found = self._arrays.get(use)
+        if found is None or found.size < count or found.dtype != dtype:
+            found = self._arrays[use] = np.empty(count, dtype)
+        return found[:count]
+
+
+SCRATCH = Scratch()
 
 
 class Sources:
@@ -55,6 +76,13 @@ class Sources:
 
     def fp32(self, t: Tensor, start: int = 0, stop: int | None = None) -> Array:
         return self._by_file[t.file].read(t, start, stop).astype(np.float32)
+
+    def block(self, t: Tensor, start: int, stop: int) -> Array:
+        """As `fp32`, in this thread's scratch."""
+        raw, w = SCRATCH.get("raw", stop - start, numpy_type(t)), SCRATCH.get("w", stop - start)
+        self._by_file[t.file].read_into(t, start, raw)
+        np.copyto(w, raw)
+        return w
 
     def matrix(self, t: Tensor) -> Array:
         return self.fp32(t).reshape(t.shape)
@@ -113,7 +141,7 @@ class Work:
         """Rows of the weight that the sum starts from, (rows, cols) fp32."""
         q = self.recipe.quantization
         if q is None:
-            flat = self.sources.fp32(self.recipe.source, i * self.cols, j * self.cols)
+            flat = self.sources.block(self.recipe.source, i * self.cols, j * self.cols)
         else:
             part = slice(i * self.cols // q.block, -(-j * self.cols // q.block))
             flat = quantize.round_trip(self._loaded(i, j), self.own_scales[part], self.scales[part], q.kind, q.block)
@@ -124,7 +152,8 @@ class Work:
         """W + scale · B·A."""
         w, lora = self._weight(i, j), self.recipe.lora
         assert lora is not None
-        delta = product(self.a[:, i:j].T, self.b.T) if lora.transposed else product(self.b[i:j], self.a)
+        left, right = (self.a[:, i:j].T, self.b.T) if lora.transposed else (self.b[i:j], self.a)
+        delta = product(left, right, SCRATCH.get("delta", w.size).reshape(w.shape))
         if lora.scale != 1:
             delta *= np.float32(lora.scale)
         return np.add(w, delta, out=w)
@@ -147,10 +176,11 @@ class Work:
                 for index, new in zip(r.rows[0], self.new_rows, strict=True):
                     if i <= index < j:
                         w[index - i] = new.reshape(-1)
-            out = w.astype(TYPES[r.dtype], copy=False)
-            # a sum is cheap and not finite where any of its terms is not; only then every number is looked at
+            out = np.empty(w.shape, TYPES[r.dtype])
+            np.copyto(out, w, casting="unsafe")
+            # a dot product is cheap and not finite where any number is not; only then each is looked at
             narrow = r.dtype == "F16"
-            if (narrow or not np.isfinite(w.sum())) and not np.isfinite(out if narrow else w).all():
+            if (narrow or not np.isfinite(np.dot(w.reshape(-1), w.reshape(-1)))) and not np.isfinite(out if narrow else w).all():
                 self._not_finite(w)
         return out.reshape(-1).view(np.uint8).data
 
@@ -169,17 +199,27 @@ class Work:
         )
 
 
-def run(recipes: Sequence[Recipe], sources: Sources, threads: int) -> Iterator[Piece]:
-    """The bytes of all recipes, in order, piece by piece; a few pieces are computed ahead."""
-    ahead = 2 * threads + 2
+def run(recipes: Sequence[Recipe], sources: Sources, threads: int, start: int, write: Write) -> Iterator[Piece]:
+    """The bytes of all recipes, in order, piece by piece, each written already (`write(offset, bytes)`, in any thread)
+    where it belongs, the first at `start`; a few are computed ahead."""
+    pending: deque[Future[Piece]] = deque()
+    done = start
     with _pool(threads) as pool:
-        pending: deque[Future[Piece]] = deque()
-        for job in _jobs(recipes, sources, pool):
-            pending.append(pool.submit(job))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
+        for size, job in _jobs(recipes, sources, pool):
+            pending.append(pool.submit(_written, job, start, write))
+            start += size
+            while start - done > AHEAD and len(pending) > threads:
+                piece = pending.popleft().result()
+                done += len(piece)
+                yield piece
         while pending:
             yield pending.popleft().result()
+
+
+def _written(job: Callable[[], Piece], start: int, write: Write) -> Piece:
+    piece = job()
+    write(start, piece)
+    return piece
 
 
 @contextmanager
@@ -191,14 +231,19 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _jobs(recipes: Sequence[Recipe], sources: Sources, pool: ThreadPoolExecutor) -> Iterator[Callable[[], Piece]]:
+def _jobs(
+    recipes: Sequence[Recipe], sources: Sources, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, Callable[[], Piece]]]:
+    """What makes the pieces, each with the bytes that it will have."""
     for recipe, work, prepared in _prepared(recipes, sources, pool):
         if work is None or prepared is None:
             for start in range(0, recipe.source.nbytes, COPY):
-                yield partial(sources.bytes, recipe.source, start, min(start + COPY, recipe.source.nbytes))
+                stop = min(start + COPY, recipe.source.nbytes)
+                yield stop - start, partial(sources.bytes, recipe.source, start, stop)
         else:
+            row = recipe.nbytes // work.rows if work.rows else 0
             for i, j in work.ranges:
-                yield partial(_when_prepared, prepared, work, i, j)
+                yield (j - i) * row, partial(_when_prepared, prepared, work, i, j)
 
 
 def _when_prepared(prepared: Future[None], work: Work, i: int, j: int) -> Piece:

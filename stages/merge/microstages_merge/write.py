@@ -1,4 +1,4 @@
-"""Writes the weights of a plan: the base's files in its order, each once from front to back, hashed on the way."""
+"""Writes the weights of a plan: the base's files in its order, each once, hashed on the way."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def write_weights(plan: Plan, weights: tuple[Weights, Weights], output: Draft, r
             as_before = layout == [(t.name, t.dtype, t.shape) for t in shard.tensors]
             with HashingWriter(output.path / name) as out:
                 out.write(shard.header if as_before else header(layout, shard.metadata))
-                for piece in run(recipes, sources, threads):
-                    out.write(piece)
+                for piece in run(recipes, sources, threads, out.size, out.write_at):
+                    out.written(piece)
                     progress.advance(len(piece))
             output.hashed(name, out.sha256)
     first = base.shards[0].file

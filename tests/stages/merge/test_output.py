@@ -161,15 +161,17 @@ from microstages_merge.cli import set_blas
 set_blas()
 import numpy as np
 from microstages_merge.compute import product
+def times(left, right):
+    return product(left, right, np.empty((len(left), right.shape[1]), np.float32))
 random = np.random.default_rng(0)
 for rank in (1, 4, 16, 64, 200):
     b = random.standard_normal((300, rank), dtype=np.float32)
     a = random.standard_normal((rank, 1000), dtype=np.float32)
-    whole = product(b, a)
+    whole = times(b, a)
     for step in (1, 2, 7, 64, 299):
-        parts = np.concatenate([product(b[i : i + step], a) for i in range(0, 300, step)])
+        parts = np.concatenate([times(b[i : i + step], a) for i in range(0, 300, step)])
         assert np.array_equal(parts, whole), (rank, step)
-        turned = np.concatenate([product(a[:, i : i + step].T, b.T) for i in range(0, 1000, step)])
+        turned = np.concatenate([times(a[:, i : i + step].T, b.T) for i in range(0, 1000, step)])
         assert np.array_equal(turned, whole.T), (rank, step, "transposed")
     np.savez(f"{rank}.npz", a=a, b=b, whole=whole)
 """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,18 @@ def test_safetensors_reads_what_is_written(tmp_path: Path) -> None:
         out.write(header([("näme", "F32", (2, 2))], {}))
         out.write(np.ones(4, np.float32).data.cast("B"))
     assert np.array_equal(load_file(tmp_path / "x.safetensors")["näme"], np.ones((2, 2), np.float32))
+
+
+def test_pieces_are_written_by_many_threads_and_hashed_in_order(tmp_path: Path) -> None:
+    pieces = [bytes([n % 256]) * (1000 + n) for n in range(2000)]
+    starts = [0, *accumulate(map(len, pieces))]
+    with HashingWriter(tmp_path / "x") as out, ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(out.write_at, start, p) for start, p in zip(starts, pieces, strict=False)]:
+            done.result()
+        for piece in pieces:
+            out.written(piece)
+    assert (tmp_path / "x").read_bytes() == b"".join(pieces)
+    assert out.sha256 == hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
