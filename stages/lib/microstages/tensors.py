@@ -7,12 +7,12 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -214,15 +214,16 @@ def header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mappin
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _begin_writing(descriptor: int, start: int, count: int) -> None:
-    """Have the kernel write these bytes of a file to the disk from now on, without waiting; where it has no such call
-    it does so later, by itself."""
+def _kernel(name: str, descriptor: int, *arguments: int) -> int:
+    """A call of Linux that Python has no name for; its error number, 0 where it went well or is not to be had."""
     import ctypes
 
-    with suppress(OSError, AttributeError):
-        call = ctypes.CDLL(None).sync_file_range
-        call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-        call(descriptor, start, count, 2)  # SYNC_FILE_RANGE_WRITE
+    try:
+        call = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (OSError, AttributeError):
+        return 0
+    call.argtypes = (ctypes.c_int, *([ctypes.c_int64] * len(arguments)))
+    return ctypes.get_errno() if call(descriptor, *arguments) < 0 else 0
 
 
 class HashingWriter:
@@ -230,7 +231,8 @@ class HashingWriter:
     in memory: no second pass over a large output. The disk begins to write at once, so that little is left to do when
     the file is complete."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, size: int = 0) -> None:
+        """`size`: bytes that will be written, reserved now where the file system can. An OSError names the file."""
         self.file, self.size = file, 0
         self._hash = hashlib.sha256()
         self._begun = self._unwritten = 0  # bytes that the disk was told to write, and those since
@@ -238,6 +240,9 @@ class HashingWriter:
         self._writing = Lock()
         self._out = file.open("xb", buffering=0)
         os.fchmod(self._out.fileno(), 0o644)
+        if size and _kernel("fallocate64", self._out.fileno(), 0, 0, size) == errno.ENOSPC:
+            self._out.close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
     def __enter__(self) -> HashingWriter:
         return self
@@ -272,7 +277,8 @@ class HashingWriter:
             view, start = view[done:], start + done
             self._unwritten += done
         if self._unwritten >= WRITE_AT_ONCE:  # whatever lies before here: pieces come almost in order
-            _begin_writing(self._out.fileno(), self._begun, max(0, start - self._begun))
+            flags = 2  # SYNC_FILE_RANGE_WRITE: begin, do not wait
+            _kernel("sync_file_range", self._out.fileno(), self._begun, max(0, start - self._begun), flags)
             self._begun, self._unwritten = max(self._begun, start), 0
 
     def written(self, data: bytes | bytearray | memoryview) -> None:

@@ -19,12 +19,13 @@ def write_weights(plan: Plan, weights: tuple[Weights, Weights], output: Draft, r
             name, recipes = shard.file.name, plan.files[shard.file.name]
             layout = [(r.name, r.dtype, r.shape) for r in recipes]
             as_before = layout == [(t.name, t.dtype, t.shape) for t in shard.tensors]
-            with HashingWriter(output.path / name) as out:
-                out.write(shard.header if as_before else header(layout, shard.metadata))
+            first = shard.header if as_before else header(layout, shard.metadata)
+            with HashingWriter(output.path / name, len(first) + sum(r.nbytes for r in recipes)) as out:
+                out.write(first)
                 for piece in run(recipes, sources, threads, out.size, out.write_at):
                     out.written(piece)
                     progress.advance(len(piece))
             output.hashed(name, out.sha256)
-    first = base.shards[0].file
-    if first.name != SINGLE:
-        (output.path / INDEX).write_bytes(index(first.parent / INDEX, plan))
+    file = base.shards[0].file
+    if file.name != SINGLE:
+        (output.path / INDEX).write_bytes(index(file.parent / INDEX, plan))
