@@ -1,8 +1,8 @@
 """Carries out recipes: block after block of rows, in fp32, each result rounded once.
 
 A result never depends on the number of threads: blocks are cut by the tensor's shape alone, each is computed by one
-thread with a single-threaded BLAS and written by it, and they are hashed in order. Memory is a few blocks a thread plus the factors of the
-tensors in work, whatever the size of the model.
+thread with a single-threaded BLAS and written by it, and they are hashed in order. Memory is a few blocks a thread plus
+the factors of the tensors in work, whatever the size of the model.
 
 The sum is PEFT's default merge: `W + (B @ A) * scale` in fp32, rounded to nearest even. Bit by bit, where the product
 of both adds its terms one after another with fused multiply-add: torch's MKL does up to rank 192, and OpenBLAS with
@@ -179,8 +179,8 @@ class Work:
             out = np.empty(w.shape, TYPES[r.dtype])
             np.copyto(out, w, casting="unsafe")
             # a dot product is cheap and not finite where any number is not; only then each is looked at
-            narrow = r.dtype == "F16"
-            if (narrow or not np.isfinite(np.dot(w.reshape(-1), w.reshape(-1)))) and not np.isfinite(out if narrow else w).all():
+            narrow, flat = r.dtype == "F16", w.reshape(-1)
+            if (narrow or not np.isfinite(np.dot(flat, flat))) and not np.isfinite(out if narrow else w).all():
                 self._not_finite(w)
         return out.reshape(-1).view(np.uint8).data
 
