@@ -146,7 +146,7 @@ class Weights:
 
     def read_into(self, t: Tensor, start: int, out: np.ndarray[Any, Any]) -> None:
         """Fill an array, flat and of the tensor's type, with the elements from `start` on."""
-        self._fill(t, start * out.itemsize, memoryview(out.view("u1")))
+        self._fill(t, start * out.itemsize, out.view("u1").data)
 
     def _fill(self, t: Tensor, start: int, view: memoryview) -> None:
         done = 0
