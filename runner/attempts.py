@@ -54,6 +54,7 @@ class Active:
     timed_out: bool = False
     told: int = 0  # 1: to stop, 2: ended at once
     error: dict[str, Any] = field(default_factory=dict)  # its last `error` event
+    why: UserError | None = None  # what the place where it ran says of its end
     finishing: Finishing | None = None
     since: float = field(default_factory=time.monotonic)
     ahead: Ahead | None = None
@@ -117,7 +118,7 @@ def input_uris(stage: Stage, steps: Mapping[str, Step]) -> dict[str, str]:
 
 def prepare(
     stage: Stage, step: Step, claim: Claim, store: Store, steps: Mapping[str, Step], *, folder: Path,
-    environment: Mapping[str, str], executor: Executor, share: Share,
+    environment: Mapping[str, str], executor: Executor, share: Share, code: str,
 ) -> Active:  # fmt: skip
     """An attempt ready to be submitted. Raises UserError where its outputs have no place."""
     inputs = input_uris(stage, steps)
@@ -138,9 +139,14 @@ def prepare(
             raise known from None
         raise
     words = stages.flags(interface, inputs, stage.params, outputs)
+    own = interface.manifest == "stage"
+    local = [Path(path).parent for uri in outputs.values() if (path := local_path(uri)) is not None]
     attempt = Attempt(
-        claim.attempt, stage.name, (*stage.command, *words), folder, Path(claim.log), Path(claim.events), environment
-    )
+        claim.attempt, stage.name, stage.command, folder, Path(claim.log), Path(claim.events), environment, share.gpus,
+        arguments=tuple(words), reads=tuple(inputs.values()), resources=stage.resources, uses=interface.name, code=code,
+        writes=tuple(dict.fromkeys(local)) if own else tuple(draft.path for draft in drafts.values()),
+        image=stage.found.image, code_folder=stage.found.folder.absolute() if interface.image else None,
+    )  # fmt: skip
     deadline = time.monotonic() + stage.timeout if stage.timeout else None
     return Active(stage, step, attempt, claim.key, executor, inputs, drafts, share, deadline=deadline)
 
@@ -200,7 +206,9 @@ def _provenance(active: Active, facts: Facts) -> dict[str, Any]:
 
 
 def failure(active: Active, code: int) -> UserError:
-    """What a failed attempt said, or what its exit code says."""
+    """What a failed attempt said, or the place where it ran, or what its exit code says."""
+    if active.why:
+        return active.why
     if active.error:
         e = active.error
         what = str(e.get("what") or e.get("message") or "it failed")

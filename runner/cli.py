@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, UserError, from_os_error, nearest
+from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EXIT_USER, UserError, from_os_error, nearest
 
 if TYPE_CHECKING:
     from runner.execute import Outcome
@@ -110,6 +110,29 @@ def logs(args: argparse.Namespace) -> int:
     history = records.open_history(args.pipeline, args.set)
     records.print_logs(history, args.words, args.follow)
     return EXIT_OK
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Say what this machine can do, and what to do about what is missing. Changes nothing."""
+    from dataclasses import asdict
+
+    from runner.doctor import as_text, findings
+    from runner.spec import STORE
+
+    store, kinds = str(args.pipeline.absolute().parent / STORE), {args.target or ""}
+    if args.pipeline.exists():
+        from runner.pipeline import read
+
+        pipeline = read(args.pipeline, args.set, args.target, commands=False)
+        store, kinds = pipeline.store, {s.where.kind for s in pipeline.stages.values()}
+    elif args.pipeline != Path(DEFAULT):
+        raise UserError("there is no such file", where=args.pipeline, fix="check the path")
+    found = findings(store, kinds)
+    if args.json:
+        _print_json([asdict(f) for f in found])
+    else:
+        print(as_text(found))
+    return EXIT_USER if any(f.state == "missing" for f in found) else EXIT_OK
 
 
 class Work:
@@ -234,6 +257,7 @@ def parser() -> argparse.ArgumentParser:
     said.add_argument("--pipeline", "-p", type=Path, default=Path(DEFAULT), metavar="FILE",
                       help=f"pipeline file (default: {DEFAULT})")  # fmt: skip
     options(said, "follow", pipeline=False)
+    options(command(doctor), "target json")
     return top
 
 
@@ -252,7 +276,7 @@ _OPTIONS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
 
 
 _FORMS = ("text", "mermaid", "dot")
-_COMMANDS = ("up", "run", "plan", "graph", "ps", "logs")
+_COMMANDS = ("up", "run", "plan", "graph", "ps", "logs", "doctor")
 
 
 def call(argv: Sequence[str]) -> int:

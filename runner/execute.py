@@ -27,7 +27,6 @@ from types import FrameType
 from typing import Any
 
 from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EXIT_TEMPORARY, EXIT_USER, UserError, from_os_error
-from microstages.identity import code_identity
 
 from runner.attempts import Active, Finishing, failure, written
 from runner.executors import LOST
@@ -197,7 +196,7 @@ class Execution:
         """Whether a stage's code was edited while the stages before it ran: then it is decided anew."""
         if time.monotonic() - self.began < FRESH:
             return False
-        code = code_identity(stage.found.code)
+        code = stage.found.code_identity()
         if code == self.progress.facts.code[stage.name]:
             return False
         self.progress.facts = replace(self.progress.facts, code={**self.progress.facts.code, stage.name: code})
@@ -236,6 +235,7 @@ class Execution:
             self._listen(active)
             if not status.running:
                 code = LOST if status.code is None else status.code
+                active.why = status.why
                 if code == EXIT_OK and active.drafts:
                     active.finishing = Finishing(
                         lambda a=active: written(a, self.store, self.progress.facts),  # type: ignore[misc]
@@ -303,7 +303,7 @@ class Execution:
                 known = from_os_error(error) or UserError(str(error))
                 self._give_up(active, known, known.exit_code)
             return
-        if code == LOST:
+        if code == LOST and active.why is None:
             code = int(active.error.get("exit_code", EXIT_BUG))
         if active.timed_out and not self.stopping:
             what = f"it took longer than its timeout of {stage.timeout:g} s"
@@ -314,7 +314,7 @@ class Execution:
         elif code == EXIT_TEMPORARY and self.progress.tries.get(stage.name, 0) < stage.retries:
             tries = self.progress.tries[stage.name] = self.progress.tries.get(stage.name, 0) + 1
             seconds = min(60.0, BACKOFF * 2 ** (tries - 1)) * random.uniform(0.8, 1.2)
-            why = active.error.get("what") or "a temporary failure"
+            why = (active.why.what if active.why else active.error.get("what")) or "a temporary failure"
             self._again(active, f"{why}; try {tries + 1} of {stage.retries + 1}", seconds, code)
         else:
             self._give_up(active, failure(active, code), code)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from microstages.artifact import open_artifact
 from microstages.errors import TemporaryError, UserError
-from microstages.identity import code_identity, folder_lines
+from microstages.identity import folder_lines
 
 from runner.document import Problems
 from runner.history import History
@@ -19,7 +19,7 @@ from runner.store import Damaged, Result, Store
 def gather(pipeline: Pipeline, store: Store, history: History) -> Facts:
     """The facts as they are now. Raises PipelineError naming every input that is missing or of a wrong kind."""
     lines = functools.cache(folder_lines)
-    code = {name: code_identity(stage.found.code, lines) for name, stage in pipeline.stages.items()}
+    code = {name: stage.found.code_identity(lines) for name, stage in pipeline.stages.items()}
     known: dict[tuple[str, str], Result | Damaged | None] = {}
 
     def look_up(stage: str, fingerprint: str) -> Result | Damaged | None:
@@ -59,7 +59,7 @@ def outside_digests(pipeline: Pipeline) -> dict[tuple[str, str], str]:
 def changed_since(stage: Stage, facts: Facts) -> list[str]:
     """What of a stage changed since the facts were gathered: its code, or inputs from outside."""
     changed = []
-    if code_identity(stage.found.code) != facts.code[stage.name]:
+    if stage.found.code_identity() != facts.code[stage.name]:
         changed.append("the code")
     for name, value in stage.inputs.items():
         if isinstance(value, External):

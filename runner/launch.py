@@ -11,15 +11,20 @@ import os
 import time
 from pathlib import Path
 
+from microstages.storage import local_path
+
 from runner.attempts import Active, foreign, prepare
 from runner.executors import Attempt, Executor
+from runner.executors.choice import make, settle
 from runner.executors.processes import host
 from runner.history import Claim
 from runner.pipeline import Pipeline, Stage
 from runner.plan import Choice, Step
 from runner.progress import Progress
 from runner.resources import Pool, Share
+from runner.spec import Resources
 from runner.store import Result, Store, new_attempt
+from runner.targets import Where
 
 ELSEWHERE = 0.1  # seconds between two looks at what another runner makes
 GRACE_NOW = 5.0  # seconds that SIGKILL may take to be seen
@@ -34,6 +39,7 @@ class Launcher:
         self.history, self.view = progress.history, progress.view
         self.waited_for: set[str] = set()
         self.executors: dict[str, Executor] = {}
+        self.settled: dict[str, Where] = {}
         self.place = store.uri if store.path is None else os.path.realpath(store.path)
         self.logs = self.history.folder / "logs" / str(progress.run_id)
 
@@ -44,12 +50,15 @@ class Launcher:
             stage, _, fingerprint = name.partition("/")
             if place != self.place:
                 continue
-            executor = self._executor(claim.executor)
-            attempt = Attempt(claim.attempt, stage, (), self.pipeline.folder, Path(claim.log), Path(claim.events))
+            executor = self._executor(Where(claim.executor, claim.executor))
+            attempt = self._submitted(claim, stage, fingerprint)
             if executor.find(attempt, claim.token):
-                executor.forget(attempt)
-                self.view.note(f"{stage}: still running for a run whose runner died")
-            elif not self.store.finished_outputs(stage, fingerprint, claim.attempt) and self.history.adopt(claim):
+                running = executor.poll(attempt).running
+                executor.forget(attempt, leave=running)
+                if running:
+                    self.view.note(f"{stage}: still running for a run whose runner died")
+                    continue
+            if not self.store.finished_outputs(stage, fingerprint, claim.attempt) and self.history.adopt(claim):
                 self.store.discard(stage, fingerprint, claim.attempt)
                 self.history.release(claim.key)
 
@@ -59,7 +68,8 @@ class Launcher:
         tries = self.progress.tries.get(stage.name, 0)
         log = self.logs / (f"{stage.name}.log" if not tries else f"{stage.name}.{tries + 1}.log")
         events = log if stage.interface.manifest == "runner" else log.with_suffix(".events")
-        claim = Claim(key, new_attempt(), self.history.me, stage.target, "", str(log), str(events))
+        executor = self._executor(self._where(stage))
+        claim = Claim(key, new_attempt(), self.history.me, executor.name, "", str(log), str(events))
         standing = self.history.claim(claim)
         if standing is not None:
             return self._meet(stage, step, standing, share)
@@ -74,7 +84,7 @@ class Launcher:
                     return False
             active = prepare(
                 stage, step, claim, self.store, self.progress.steps, folder=self.pipeline.folder, share=share,
-                environment=self.pool.environment(share), executor=self._executor(stage.target),
+                environment=self.pool.environment(share), executor=executor, code=self.progress.facts.code[stage.name],
             )  # fmt: skip
             try:
                 token = active.executor.submit(active.attempt)
@@ -101,8 +111,9 @@ class Launcher:
         if not self.history.adopt(claim):
             return False
         self.progress.later[stage.name] = time.monotonic()
-        executor = self._executor(claim.executor)
-        attempt = Attempt(claim.attempt, stage.name, (), self.pipeline.folder, Path(claim.log), Path(claim.events))
+        same = stage.where.kind == claim.executor
+        executor = self._executor(stage.where if same else Where(claim.executor, claim.executor))
+        attempt = self._submitted(claim, stage.interface.name, step.fingerprint, stage)
         active = Active(stage, step, attempt, claim.key, executor, share=share)
         name = stage.interface.name
         if executor.find(attempt, claim.token):
@@ -131,9 +142,23 @@ class Launcher:
         self.history.release(claim.key)
         return False
 
-    def _executor(self, target: str) -> Executor:
-        if target not in self.executors:
-            from runner.executors.process import ProcessExecutor
+    def _submitted(self, claim: Claim, uses: str, fingerprint: str, stage: Stage | None = None) -> Attempt:
+        """An attempt that another runner submitted, as far as it is known from its claim."""
+        place = local_path(self.store.output_uri(uses, fingerprint, claim.attempt, "x"))
+        return Attempt(
+            claim.attempt, stage.name if stage else uses, (), self.pipeline.folder, Path(claim.log), Path(claim.events),
+            writes=(place.parent,) if place else (), resources=stage.resources if stage else Resources(),
+        )  # fmt: skip
 
-            self.executors[target] = ProcessExecutor()
-        return self.executors[target]
+    def _where(self, stage: Stage) -> Where:
+        """Where a stage runs. `auto` is settled when the first stage must run, for all of them."""
+        if stage.where.kind != "auto":
+            return stage.where
+        if not self.settled:
+            self.settled = settle(self.pipeline, self.progress.facts.code, self.view.note)
+        return self.settled[stage.name]
+
+    def _executor(self, where: Where) -> Executor:
+        if where.name not in self.executors:
+            self.executors[where.name] = make(where)
+        return self.executors[where.name]

@@ -20,8 +20,7 @@ from microstages.interface import Interface
 from runner import stages
 from runner.document import Node, Place, Problems, load, override
 from runner.spec import FAILED, InputValue, Ref, Resources, Spec, StageSpec, parse_spec
-
-LOCAL_TARGETS = ("auto", "process")
+from runner.targets import BUILT_IN, OPTIONS, Where, read_options
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Stage:
     inputs: Mapping[str, Ref | External]
     params: Mapping[str, Any]
     resources: Resources
-    target: str
+    where: Where
     retries: int
     timeout: float | None
     grace: float
@@ -121,6 +120,9 @@ class _Checker:
     def __init__(self, spec: Spec, problems: Problems, target: str | None, commands: bool) -> None:
         self.spec, self.problems, self.target, self.commands = spec, problems, target, commands
         self.base = spec.file.resolve().parent
+        self.options = {
+            t.name: read_options(t.type, t.name, t.nodes, problems) for t in spec.targets.values() if t.type in OPTIONS
+        }
         self.found = {name: self.find(stage) for name, stage in spec.stages.items()}
 
     def checked(self) -> dict[str, Stage]:
@@ -164,7 +166,7 @@ class _Checker:
         return order
 
     def stage(self, spec: StageSpec) -> Stage | None:
-        target = self.resolve_target(spec)
+        where = self.resolve_target(spec)
         found = self.found[spec.name]
         if found is None:
             for value in spec.inputs.values():
@@ -186,13 +188,19 @@ class _Checker:
                 self.problems.add(spec.place, what, f"add it below `inputs:` of {spec.name}")
         params = self.resolve_params(spec, interface)
         words: tuple[str, ...] = ()
-        if self.commands:
+        if found.identity and where.kind == "process":
+            what = f"the image {spec.uses.value!r} cannot run as a process"
+            self.problems.add(spec.uses.place, what, "run with --target docker")
+        elif where.kind == "docker" and interface.manifest == "runner" and not found.image:
+            fix = 'add "image": "name:tag" to its interface.json, or run it with `target: process`'
+            self.problems.add(spec.uses.place, f"{interface.name} is a plain command without an image", fix)
+        elif self.commands and (where.kind != "docker" or found.image):
             try:
                 words = stages.command(found)
             except UserError as error:
                 self.problems.add(spec.uses.place, error.what, error.fix)
         return Stage(
-            spec.name, spec.place, str(spec.uses.value), found, words, inputs, params, spec.resources, target,
+            spec.name, spec.place, str(spec.uses.value), found, words, inputs, params, spec.resources, where,
             spec.retries, spec.timeout, spec.grace,
         )  # fmt: skip
 
@@ -277,23 +285,24 @@ class _Checker:
             values[name] = value
         return values
 
-    def resolve_target(self, spec: StageSpec) -> str:
+    def resolve_target(self, spec: StageSpec) -> Where:
         node = Node(self.target, Place("--target")) if self.target else spec.target or self.spec.target
         name = node.value
         if not isinstance(name, str) or name in ("", FAILED):
-            return "process"
-        if name in LOCAL_TARGETS:
-            return "process"
+            return Where()
+        if name not in self.spec.targets and name in BUILT_IN:
+            return Where(name, name)
         if name not in self.spec.targets:
-            known = [*LOCAL_TARGETS, *self.spec.targets]
+            known = list(dict.fromkeys([*BUILT_IN, *self.spec.targets]))
             what = f"there is no target {name!r}{nearest(name, known)}"
             self.problems.add(node.place, what, f"targets: {', '.join(known)}")
-            return "process"
+            return Where()
         kind = self.spec.targets[name].type
-        if kind != "process":
+        if kind not in OPTIONS:
             what = f"target {name!r} is of type {kind}, for which this version has no executor"
             self.problems.add(node.place, what, "run with --target process, or remove `target:`")
-        return "process"
+            return Where()
+        return Where(kind, name, self.options[name])
 
 
 def _strings(node: Node) -> list[Any]:

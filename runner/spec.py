@@ -81,7 +81,7 @@ class Target:
 
     name: str
     type: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    nodes: Mapping[str, Node] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _Parser:
         if kind.value not in TARGET_TYPES:
             what = f"target {name} has the unknown type {kind.value!r}{nearest(kind.value, TARGET_TYPES)}"
             self.problems.add(kind.place, what, f"known types: {', '.join(TARGET_TYPES)}")
-        return Target(name, str(kind.value), {k: v.plain() for k, v in options.items() if k != "type"})
+        return Target(name, str(kind.value), options)
 
     def stage(self, name: str, node: Node, place: Place) -> StageSpec:
         if not NAME.fullmatch(name):

@@ -2,6 +2,7 @@
 
 `uses: merge`       a stage of this repository: `stages/merge` beside the runner, or below $MICROSTAGES_STAGES
 `uses: ./my-stage`  a folder with an `interface.json`, relative to the pipeline file's folder
+`uses: name:tag`    an image of the Docker engine that carries its interface as a label; runs in containers only
 
 How any command becomes a stage: a folder with an `interface.json` whose `manifest` is `"runner"`. The command gets its
 inputs as paths, its parameters as flags, and for each output a folder to write files into. When it ends with 0 the
@@ -15,12 +16,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from microstages.errors import UserError, nearest
+from microstages.identity import code_identity, folder_lines
 from microstages.interface import Interface
 from microstages.manifest import KINDS
 
@@ -34,6 +36,12 @@ class Found:
     folder: Path
     interface: Interface
     code: tuple[Path, ...]
+    image: str = ""  # the image that a pipeline or the interface names
+    identity: str = ""  # of an image's code; otherwise its folders tell
+
+    def code_identity(self, lines: Callable[[Path], bytes] = folder_lines) -> str:
+        """What the stage's code is, as the fingerprint takes it."""
+        return self.identity or code_identity(self.code, lines)
 
 
 def stages_folder() -> Path:
@@ -54,14 +62,27 @@ def find(uses: str, base: Path) -> Found:
     else:
         folder = base / Path(uses).expanduser()
         if not (folder / INTERFACE).is_file():
-            if not uses.startswith((".", "/", "~")) and not folder.is_dir() and (":" in uses or "." in uses):
-                fix = "name a stage of this repository, or a folder with an interface.json"
-                raise UserError(f"the image {uses!r} cannot run on a process target", fix=fix)
+            if not uses.startswith((".", "/", "~")) and not folder.is_dir() and (":" in uses or "@" in uses):
+                return _image(uses)
             what = f"there is no {INTERFACE} in {folder}" if folder.is_dir() else f"there is no folder {folder}"
             raise UserError(what, fix="a stage's folder holds its interface.json")
     interface = Interface.load(folder / INTERFACE)
     _check(interface, folder)
-    return Found(folder, interface, tuple(Path(os.path.normpath(folder / c)) for c in interface.code))
+    code = tuple(Path(os.path.normpath(folder / c)) for c in interface.code)
+    return Found(folder, interface, code, image=interface.image)
+
+
+def _image(name: str) -> Found:
+    """The stage that an image says it is. Raises UserError where it is not there or says nothing."""
+    from runner.executors.engine import CODE, connect, image_named
+    from runner.executors.engine import INTERFACE as LABEL
+
+    image = image_named(connect(), name)
+    if LABEL not in image.labels:
+        fix = f'build it with --label {LABEL}="$(cat interface.json)"'
+        raise UserError(f"the image {name} does not say which stage it is", fix=fix)
+    interface = Interface.parse(image.labels[LABEL], name)
+    return Found(Path(name), interface, (), name, image.labels.get(CODE) or image.id)
 
 
 def _check(interface: Interface, folder: Path) -> None:
@@ -84,6 +105,8 @@ def _check(interface: Interface, folder: Path) -> None:
 
 def command(found: Found) -> tuple[str, ...]:
     """The words that start the stage. Raises UserError where its program is not there."""
+    if found.identity:
+        return ()  # its image knows
     folder = found.folder.absolute()
     first, *rest = found.interface.command
     words = [str(folder / w) if w.startswith("./") else w for w in rest]

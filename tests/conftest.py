@@ -47,6 +47,53 @@ def shared() -> Path:
     return folder
 
 
+NO_ENGINE = "unix:///nonexistent/docker.sock"
+ENGINE = os.environ.get("DOCKER_HOST", "")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The Docker engine of this machine: its client and its address."""
+
+    client: Any
+    address: str
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """A real Docker engine that has the stages' images. $MICROSTAGES_REQUIRE_DOCKER=1: without one the tests fail."""
+    from microstages.errors import UserError
+
+    from runner.executors import engine as module
+
+    hidden, os.environ["DOCKER_HOST"] = os.environ["DOCKER_HOST"], ENGINE
+    try:
+        client = module.connect()
+        for name in STAGES:
+            module.image_of(client, name, code_of(name), gpus=False)
+        return Engine(client, module.address())
+    except UserError as error:
+        why = f"CONTAINERS NOT TESTED: {error.what} ({error.fix.partition(', or')[0]})"
+        if os.environ.get("MICROSTAGES_REQUIRE_DOCKER") == "1":
+            pytest.fail(why)
+        pytest.skip(why)
+    finally:
+        os.environ["DOCKER_HOST"] = hidden
+
+
+def code_of(stage: str) -> str:
+    """The code identity of a stage in this checkout."""
+    from runner import stages
+
+    return stages.find(stage, ROOT).code_identity()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_engine() -> None:
+    """Only what asks for the engine sees it: `target: auto` runs processes everywhere else."""
+    os.environ["DOCKER_HOST"] = NO_ENGINE
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MICROSTAGES_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -8,7 +8,8 @@ The protocol, for every executor:
 - `poll` says how it stands, without waiting. `wake` is a file descriptor that becomes readable when it ends, or None
   where the scheduler has to ask from time to time.
 - `read` returns what an attempt said since the last time; `cancel` asks it to stop, or ends it at once.
-- `forget` drops what is kept for an attempt that is over.
+- `forget` drops what is kept for an attempt that is over, and what it left running; with `leave` nothing that runs is
+  touched.
 
 No method raises for what an attempt does; a place that cannot be used is a UserError or TemporaryError.
 """
@@ -20,12 +21,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from microstages.errors import UserError
+
+from runner.spec import Resources
+
 LOST = -1000  # it ended, and nobody knows how
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a stage: what to run, where its words go. `events` is the file of stdout, `log` that of stderr."""
+    """One start of a stage: what to run, where its words go. `events` is the file of stdout, `log` that of stderr.
+
+    `command` starts the program on this machine, `arguments` follow it; `reads` are the addresses of its inputs,
+    `writes` the local folders that it may write. `uses` and `code` name the stage and its code identity; `image` is
+    the image that a pipeline or an interface names, and `code_folder` what a plain command needs in it.
+    """
 
     name: str
     stage: str
@@ -35,14 +45,24 @@ class Attempt:
     events: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     gpus: tuple[int, ...] | None = None
+    arguments: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    writes: tuple[Path, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    uses: str = ""
+    code: str = ""
+    image: str = ""
+    code_folder: Path | None = None
 
 
 @dataclass(frozen=True)
 class Status:
-    """How an attempt stands. `code`: its exit code once it has ended (negative: the signal that ended it; LOST)."""
+    """How an attempt stands. `code`: its exit code once it has ended (negative: the signal that ended it; LOST).
+    `why`: what the place knows of its end and it could not say itself."""
 
     running: bool
     code: int | None = None
+    why: UserError | None = None
 
 
 class Executor(Protocol):
@@ -62,4 +82,4 @@ class Executor(Protocol):
 
     def cancel(self, attempt: Attempt, now: bool = False) -> None: ...
 
-    def forget(self, attempt: Attempt) -> None: ...
+    def forget(self, attempt: Attempt, leave: bool = False) -> None: ...

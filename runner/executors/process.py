@@ -11,12 +11,12 @@ import signal
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO
 
 from microstages.errors import UserError, from_os_error
 
 from runner.executors import LOST, Attempt, Status
 from runner.executors.processes import alive, token
+from runner.executors.words import Reader
 
 NAME = "MICROSTAGES_ATTEMPT"  # the attempt's name, in its environment
 
@@ -27,8 +27,7 @@ class _Running:
     token: str
     child: subprocess.Popen[bytes] | None  # None: another runner started it
     pidfd: int | None
-    events: IO[bytes] | None = None
-    rest: bytes = b""
+    events: Reader
 
 
 class ProcessExecutor:
@@ -50,7 +49,7 @@ class ProcessExecutor:
             raise from_os_error(error, attempt.log) or UserError(str(error), where=attempt.log) from None
         try:
             child = subprocess.Popen(
-                attempt.command, cwd=attempt.folder, env=environment, start_new_session=True,
+                [*attempt.command, *attempt.arguments], cwd=attempt.folder, env=environment, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=events, stderr=log,
             )  # fmt: skip
         except OSError as error:
@@ -63,7 +62,7 @@ class ProcessExecutor:
             os.close(log)
             if events != log:
                 os.close(events)
-        running = _Running(child.pid, token(child.pid), child, _pidfd(child.pid))
+        running = _Running(child.pid, token(child.pid), child, _pidfd(child.pid), Reader(attempt.events))
         self._running[attempt.name] = running
         return running.token
 
@@ -77,7 +76,7 @@ class ProcessExecutor:
             if pidfd is not None:
                 os.close(pidfd)
             return False
-        self._running[attempt.name] = _Running(pid, token, None, pidfd)
+        self._running[attempt.name] = _Running(pid, token, None, pidfd, Reader(attempt.events))
         return True
 
     def poll(self, attempt: Attempt) -> Status:
@@ -92,15 +91,7 @@ class ProcessExecutor:
 
     def read(self, attempt: Attempt) -> str:
         """Whole lines of its stdout since the last time."""
-        running = self._running[attempt.name]
-        if running.events is None:
-            try:
-                running.events = open(attempt.events, "rb")  # noqa: SIM115 - kept open over calls
-            except OSError:
-                return ""
-        data = running.rest + running.events.read()
-        whole, newline, running.rest = data.rpartition(b"\n")
-        return (whole + newline).decode(errors="replace")
+        return self._running[attempt.name].events.read()
 
     def cancel(self, attempt: Attempt, now: bool = False) -> None:
         """Signal the whole group: SIGTERM, or SIGKILL at once."""
@@ -110,14 +101,13 @@ class ProcessExecutor:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(running.pid, signal.SIGKILL if now else signal.SIGTERM)
 
-    def forget(self, attempt: Attempt) -> None:
+    def forget(self, attempt: Attempt, leave: bool = False) -> None:
         """Drop what is kept, and end what the stage may have left running in its group."""
         running = self._running.pop(attempt.name)
-        if running.child is not None:
+        if running.child is not None and not leave:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(running.pid, signal.SIGKILL)
-        if running.events is not None:
-            running.events.close()
+        running.events.close()
         if running.pidfd is not None:
             os.close(running.pidfd)
 

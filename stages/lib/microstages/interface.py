@@ -136,6 +136,7 @@ class Interface:
     params: Mapping[str, ParamSpec]
     code: tuple[str, ...] = (".",)
     manifest: str = "stage"  # who writes artifact.json: the stage itself, or the runner for a plain command
+    image: str = ""  # the container image that a plain command runs in, where it runs in one
     schema: int = field(default=SCHEMA)
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +170,7 @@ class Interface:
             "command": self.command,
             "code": self.code,
             "manifest": self.manifest,
+            **({"image": self.image} if self.image else {}),
             "inputs": {k: asdict(v) for k, v in self.inputs.items()},
             "outputs": {k: asdict(v) for k, v in self.outputs.items()},
             "params": {
@@ -201,7 +203,7 @@ class Interface:
             params = {k: ParamSpec(**{**p, "choices": tuple(p.get("choices", ()))}) for k, p in v["params"].items()}
             interface = Interface(
                 v["name"], v["version"], v["summary"], tuple(v["command"]), inputs, outputs, params,
-                tuple(v.get("code", (".",))), v.get("manifest", "stage"),
+                tuple(v.get("code", (".",))), v.get("manifest", "stage"), str(v.get("image", "")),
             )  # fmt: skip
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"this interface cannot be read: {error}", where=where, fix=fix) from None

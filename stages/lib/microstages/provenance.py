@@ -32,6 +32,8 @@ def software() -> dict[str, str]:
         "microstages",
     ]
     out = {"python": platform.python_version()}
+    if image := os.environ.get("MICROSTAGES_IMAGE"):  # said by who started the container
+        out["image"] = image
     for name in known:
         if name in tops:
             try:

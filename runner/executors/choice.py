@@ -1,0 +1,63 @@
+"""Which executor a stage gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from microstages.errors import UserError
+
+from runner.executors import Executor
+from runner.pipeline import Pipeline, Stage
+from runner.targets import Where
+
+PROCESS, DOCKER = Where("process", "process"), Where("docker", "docker")
+
+
+def make(where: Where) -> Executor:
+    """The executor of a place."""
+    if where.kind == "docker":
+        from runner.executors.docker import DockerExecutor
+
+        return DockerExecutor(where.options)
+    from runner.executors.process import ProcessExecutor
+
+    return ProcessExecutor()
+
+
+def settle(pipeline: Pipeline, code: Mapping[str, str], note: Callable[[str], None]) -> dict[str, Where]:
+    """Where the stages with `target: auto` run; what was chosen, and what would be needed for Docker, is told.
+
+    In Docker, where an engine answers and has an image of the stage's code. A plain command without an image is
+    always a process; a stage that is an image is always a container.
+    """
+    stages = [s for s in pipeline.stages.values() if s.where.kind == "auto"]
+    out = {s.name: DOCKER if s.found.image else PROCESS for s in stages}
+    open_ = [s for s in stages if s.interface.manifest == "stage" and not s.found.image]
+    if not open_:
+        return out
+    from runner.executors.engine import connect
+
+    try:
+        client = connect()
+        missing = [(s, why) for s in open_ if (why := _lacks(client, s, code[s.name]))]
+    except UserError as error:
+        note(f"as local processes: {error.what} ({error.fix.partition(', or')[0]})")
+        return out
+    out |= {s.name: DOCKER for s in open_ if s not in [m for m, _ in missing]}
+    if len(missing) < len(open_):
+        note(f"in containers of the Docker engine {client.version()['Version']}")
+    if missing:
+        names = ", ".join(s.name for s, _ in missing)
+        note(f"{names} as local processes: {missing[0][1].what} ({missing[0][1].fix.partition(', or')[0]})")
+    return out
+
+
+def _lacks(client: object, stage: Stage, code: str) -> UserError | None:
+    """Why the engine cannot run a stage."""
+    from runner.executors.engine import image_of
+
+    try:
+        image_of(client, stage.interface.name, code, gpus=stage.resources.gpus > 0)  # type: ignore[arg-type]
+        return None
+    except UserError as error:
+        return error
