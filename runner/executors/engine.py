@@ -71,24 +71,21 @@ def connect() -> APIClient:
         raise UserError("no Docker engine answers", where=where, fix=start) from None
 
 
-def images_of(client: APIClient, stage: str) -> list[Image]:
-    """All images that say they are this stage, the youngest first."""
-    found = client.images(filters={"label": f"{STAGE}={stage}"})
-    return [_image(client, entry["Id"]) for entry in sorted(found, key=lambda e: -e["Created"])]
-
-
 def image_of(client: APIClient, stage: str, code: str, gpus: bool) -> Image:
     """The image that holds this code of a stage; of several the one made for what is asked for.
 
     Raises UserError that says whether there is none, or an older one.
     """
-    found = images_of(client, stage)
-    same = [i for i in found if i.labels.get(CODE) == code]
+    found = sorted(client.images(filters={"label": f"{STAGE}={stage}"}), key=lambda e: -e["Created"])
+    same = [i for i in found if i["Labels"].get(CODE) == code]
     if same:
-        return next((i for i in same if i.flavor == ("cuda" if gpus else "cpu")), same[0])
+        flavor = "cuda" if gpus else "cpu"
+        best = next((i for i in same if i["Labels"].get(FLAVOR) == flavor), same[0])
+        return _image(client, best["Id"])
     what = f"there is no image of {stage}"
     if found:
-        what = f"{found[0].name} was made from other code of {stage} than lies here"
+        name = (found[0].get("RepoTags") or [found[0]["Id"]])[0]
+        what = f"{name} was made from other code of {stage} than lies here"
     raise UserError(what, fix="make images, or run with --target process")
 
 

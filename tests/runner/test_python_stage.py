@@ -55,7 +55,7 @@ def tiny(project):
     interface = {**json.loads(said), "command": command}
     (stages / "tiny" / "interface.json").write_text(json.dumps(interface))
     (project.folder / "data.txt").write_text("hello")
-    project.pipeline("name: demo\nstages:\n  a: {uses: tiny, inputs: {text: data.txt}}\n")
+    project.pipeline("name: demo\ntarget: process\nstages:\n  a: {uses: tiny, inputs: {text: data.txt}}\n")
     return project
 
 

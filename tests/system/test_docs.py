@@ -25,6 +25,8 @@ DOCS = [
 ]
 # What cannot be run inside the tests: the tests themselves, and what needs other tools installed beside it.
 NOT_HERE = re.compile(r"^(make test|python benchmarks/|pip install )")
+# What needs a Docker engine with the stages' images, and sees it.
+IN_CONTAINERS = re.compile(r"^(docker |make images|runner doctor|runner .*--target docker)")
 
 
 def commands(file: Path) -> list[str]:
@@ -55,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("file, command", ALL, ids=[f"{f}: {c[:60]}" for f, c in ALL])
-def test_a_documented_command_runs(place: Path, file: str, command: str):
+def test_a_documented_command_runs(place: Path, file: str, command: str, request: pytest.FixtureRequest):
     if NOT_HERE.match(command):
         assert command.split(maxsplit=1)[0] != "make" or re.search(
             rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M
@@ -66,6 +68,8 @@ def test_a_documented_command_runs(place: Path, file: str, command: str):
     own = [ROOT / "stages/train-qlora/.venv/bin", Path(sys.executable).parent]
     path = os.pathsep.join([*(str(p) for p in own), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTEST_ADDOPTS": ""}
+    if IN_CONTAINERS.match(command):
+        environment["DOCKER_HOST"] = request.getfixturevalue("engine").address
     done = subprocess.run(
         command,
         shell=True,
