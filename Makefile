@@ -1,7 +1,12 @@
 # make up     set everything up and run the main job, offline, on the embedded defaults
 # make test   set everything up and pass the tests
 #
+# make images build the stages' container images
+#
 # PYTHON      the interpreter to make the environments with (3.11 or newer)
+# FLAVOR      cpu, or cuda for NVIDIA GPUs
+# BASE        what the images stand on: an image, or `debian` to make it from Debian's packages
+# REVISION    the commit that the images name (this checkout's)
 
 PYTHON ?= python3
 VENV   := .venv
@@ -15,7 +20,10 @@ RUN    ?=
 # What compares with bitsandbytes itself needs the environment that has it.
 WITH_BITSANDBYTES := tests/stages/merge/test_qlora.py
 
-.PHONY: up test lint format install lock interfaces clean
+FLAVOR ?= cpu
+BASE   ?= debian:bookworm-slim
+
+.PHONY: up test lint format install lock interfaces images clean
 
 up: install
 	$(BIN)/runner up pipeline.yaml $(RUN)
@@ -60,6 +68,10 @@ $(QLORA)/.installed: $(VENV)/.installed stages/train-qlora/pyproject.toml
 
 lock:
 	$(QLORA)/bin/python images/lock.py
+
+# Only the standard library: no environment is needed to build images.
+images:
+	@REVISION="$(REVISION)" $(PYTHON) images/build.py --flavor $(FLAVOR) --base $(BASE)
 
 interfaces: install
 	@for s in $(STAGES); do $(BIN)/$$s describe > stages/$$s/interface.json; done

@@ -100,6 +100,7 @@ class Execution:
             for active in self.progress.active.values():
                 active.executor.cancel(active.attempt, now=True)
                 active.drop()
+                active.executor.forget(active.attempt)
                 self.history.release(active.key)
             raise
         finally:
