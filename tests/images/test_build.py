@@ -99,8 +99,8 @@ def test_only_wheels_that_a_lock_names_by_hash_are_taken(monkeypatch: pytest.Mon
     client.write_text(f"#!/bin/sh\n[ $1 = import ] && tar -tf - > {tmp_path}/taken\n")
     client.chmod(0o755)
     monkeypatch.setattr(inputs, "LOCKS", locks)
-    assert inputs.wheel_image(str(client), []) == "scratch"
-    assert inputs.wheel_image(str(client), [wheels]).startswith("microstages/wheels:")
+    assert inputs.wheel_image(str(client), inputs.wheels_at_hand([])) == "scratch"
+    assert inputs.wheel_image(str(client), inputs.wheels_at_hand([wheels])).startswith("microstages/wheels:")
     assert (tmp_path / "taken").read_text().split() == ["a_b-1.0+cpu-py3-none-any.whl"]
 
 
@@ -112,6 +112,40 @@ def test_a_layer_adds_only_what_the_parent_lacks():
     assert missing(lock, {"a": "1.0", "b": "2.0"}) == ""
     with pytest.raises(SystemExit, match=r"has a 0\.9, the lock 1\.0"):
         missing(lock, {"a": "0.9"})
+
+
+@pytest.mark.parametrize("version, more", [("2.0+cpu", []), ("2.0", ["nvidia-x==1.0"])])
+def test_a_torch_with_cuda_gets_its_libraries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, more: list[str]
+):
+    import install
+
+    monkeypatch.setattr(install, "DELTA", tmp_path)
+    monkeypatch.setattr(install, "PARENT", tmp_path / "parent")
+    monkeypatch.setenv("FLAVOR", "cpu")
+    asked: list[str] = []
+
+    def locked(entries: str) -> None:
+        """What pip does: the distribution is there afterwards."""
+        asked.append(entries.split(maxsplit=1)[0])
+        folder = tmp_path / install.SITE / "torch.dist-info"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+
+    monkeypatch.setattr(install, "locked", locked)
+    (tmp_path / "lock").write_text("torch==2.0 --hash=sha256:00\n")
+    (tmp_path / "cuda").write_text("nvidia-x==1.0 --hash=sha256:11\ntorch==2.0 --hash=sha256:00\n")
+    install.third_party(tmp_path / "lock", tmp_path / "cuda")
+    assert asked == ["torch==2.0", *more]
+
+
+def test_wheels_at_hand_are_linked_with_their_hashes(tmp_path: Path):
+    from install import page
+
+    wheel = tmp_path / "a_b-1.0+cpu-py3-none-any.whl"
+    wheel.write_bytes(b"right")
+    digest = hashlib.sha256(b"right").hexdigest()
+    assert f"a_b-1.0%2Bcpu-py3-none-any.whl#sha256={digest}" in page([wheel]).read_text()
 
 
 def test_what_no_stage_can_use_goes_from_the_record_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -112,7 +112,10 @@ def test_the_sbom_lists_what_is_locked_and_what_is_installed(image: Any):
     installed = {re.sub(r"[-_.]+", "-", n).lower(): v for n, v in json.loads(image.python(PACKAGES)).items()}
     assert listed == {n: v.partition("+")[0] for n, v in installed.items()}
     assert pins(image.stage).items() <= listed.items()
-    assert {n for n in set(listed) - set(pins(image.stage)) if not n.startswith("microstages")} == set()
+    ours = (
+        ("microstages",) if "+cpu" in installed.get("torch", "+cpu") else ("microstages", "nvidia-", "cuda-", "triton")
+    )
+    assert [n for n in set(listed) - set(pins(image.stage)) if not n.startswith(ours)] == []
     count = image.python("import re; print(open('/var/lib/dpkg/status').read().count('Status: install ok installed'))")
     assert sum(c["purl"].startswith("pkg:deb/") for c in components) == int(count) > 50
     try:
@@ -120,6 +123,16 @@ def test_the_sbom_lists_what_is_locked_and_what_is_installed(image: Any):
     except ImportError:
         return
     check_schema(Path(cyclonedx.__file__).parent, document)
+
+
+@pytest.mark.parametrize("image", ["train-lora"], indirect=True)
+def test_torch_is_without_cuda_where_such_a_wheel_is_at_hand(image: Any):
+    from inputs import pip_settings, wheels_at_hand
+
+    at_hand = wheels_at_hand(pip_settings([], no_index=False)[1]).values()
+    if any(w.name.startswith("torch-") for w in at_hand):
+        assert "+cpu" in image.python("from importlib.metadata import version; print(version('torch'))")
+        assert image.facts["Size"] < 1_200_000_000
 
 
 def test_images_share_their_large_layers(images: Callable[[str], Any]):

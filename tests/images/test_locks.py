@@ -71,6 +71,14 @@ def test_only_qlora_has_bitsandbytes_and_only_four_have_torch():
         assert with_torch == {"train-lora", "train-qlora", "build-onnx", "infer"}
 
 
+def test_the_cpu_lock_takes_torch_without_cuda_or_the_general_wheel():
+    from layers import LOCKS, read_lock
+
+    general, cpu = (read_lock(LOCKS / f"torch.{f}.txt")["torch"][1] for f in ("cuda", "cpu"))
+    assert len(general) == 1 and len(cpu) == 2
+    assert set(general) < set(cpu)
+
+
 def test_check_passes_on_what_is_committed():
     done = subprocess.run([sys.executable, IMAGES / "pin.py", "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

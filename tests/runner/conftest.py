@@ -248,3 +248,41 @@ def eventually() -> Waiter:
         raise AssertionError("it never came true")
 
     return wait
+
+
+class Boxed(Project):
+    """A project whose stages run in containers of a real engine."""
+
+    image = "microstages/prepare-data:latest"  # its shell and its Python are all that is used
+
+    def __init__(self, folder: Path, engine: Any) -> None:
+        super().__init__(folder)
+        self.engine = engine
+        self.environment["DOCKER_HOST"] = engine.address
+
+    def stage(self, name: str, script: str, **more: Any) -> Path:
+        return super().stage(name, script, **{"image": self.image, **more})
+
+    def one(self, script: str, rest: str = "", **more: Any) -> None:
+        """A pipeline of one stage that runs in a container."""
+        self.stage("work", script, **more)
+        self.pipeline(f"target: docker\nstages:\n  a: {{uses: ./work{rest}}}\n")
+
+    def containers(self) -> list[dict[str, Any]]:
+        """The containers, in any state, that hold something of this project's folder."""
+        found = self.engine.client.containers(all=True)
+        return [c for c in found if any(m["Source"].startswith(str(self.folder)) for m in c["Mounts"])]
+
+    def container(self) -> dict[str, Any] | None:
+        """The one that runs, inspected."""
+        found = [c for c in self.containers() if c["State"] == "running"]
+        return self.engine.client.inspect_container(found[0]["Id"]) if found else None
+
+
+@pytest.fixture
+def boxed(tmp_path: Path, engine: Any) -> Iterator[Boxed]:
+    """An empty project for containers. What a test that failed left there is removed."""
+    made = Boxed(tmp_path, engine)
+    yield made
+    for container in made.containers():
+        engine.client.remove_container(container["Id"], force=True)

@@ -24,9 +24,9 @@ DOCS = [
     ROOT / "runner/README.md",
 ]
 # What cannot be run inside the tests: the tests themselves, and what needs other tools installed beside it.
-NOT_HERE = re.compile(r"^(make test|python benchmarks/|pip install )")
+NOT_HERE = re.compile(r"^(make test|make images FLAVOR=cuda|python benchmarks/|pip install )")
 # What needs a Docker engine with the stages' images, and sees it.
-IN_CONTAINERS = re.compile(r"^(docker |make images|runner doctor|runner .*--target docker)")
+IN_CONTAINERS = re.compile(r"^(docker |make images|python images/|runner doctor|runner .*--target docker)")
 
 
 def commands(file: Path) -> list[str]:
@@ -69,7 +69,10 @@ def test_a_documented_command_runs(place: Path, file: str, command: str, request
     path = os.pathsep.join([*(str(p) for p in own), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTEST_ADDOPTS": ""}
     if IN_CONTAINERS.match(command):
-        environment["DOCKER_HOST"] = request.getfixturevalue("engine").address
+        engine = request.getfixturevalue("engine")
+        environment["DOCKER_HOST"] = engine.address
+        if engine.client.images("microstages/base-os"):  # the base that the images here stand on
+            environment["BASE"] = "debian"
     done = subprocess.run(
         command,
         shell=True,

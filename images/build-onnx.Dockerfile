@@ -1,0 +1,57 @@
+# build-onnx: the ONNX layer and nothing else.
+ARG PARENT=microstages/onnx:0.1.0-cpu
+ARG BUILDER=microstages/builder:0.1.0
+ARG WHEELS=scratch
+
+FROM ${WHEELS} AS wheels
+FROM ${PARENT} AS parent
+
+# What the parent does not have of the locked dependencies.
+FROM ${BUILDER} AS dependencies
+ARG FLAVOR=cpu
+COPY images/locks/build-onnx.${FLAVOR}.txt /build/lock.txt
+RUN --mount=type=bind,from=parent,target=/parent --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=secret,id=ca --mount=type=secret,id=pip \
+    python3 /build/install.py third-party /build/lock.txt
+
+# What the stages share.
+FROM ${BUILDER} AS library
+COPY stages/lib/pyproject.toml stages/lib/README.md /source/lib/
+COPY stages/lib/microstages /source/lib/microstages
+RUN python3 /build/install.py own /source/lib
+
+# The stage itself: the only part that a change in its folder makes anew.
+FROM ${BUILDER} AS code
+COPY stages/build-onnx/pyproject.toml stages/build-onnx/README.md /source/stage/
+COPY stages/build-onnx/microstages_build_onnx /source/stage/microstages_build_onnx
+RUN python3 /build/install.py own /source/stage
+RUN --mount=type=bind,from=parent,target=/parent \
+    --mount=type=bind,from=dependencies,source=/delta,target=/deltas/dependencies \
+    --mount=type=bind,from=dependencies,source=/build/lock.txt,target=/build/lock.txt \
+    --mount=type=bind,from=library,source=/delta,target=/deltas/library \
+    python3 /build/sbom.py build-onnx /build/lock.txt
+
+FROM parent
+COPY --from=dependencies /delta/ /
+COPY --from=library /delta/ /
+COPY --from=code /delta/ /
+USER 10001:10001
+ENTRYPOINT ["build-onnx"]
+CMD ["--help"]
+ARG FLAVOR=cpu
+ARG VERSION=0.1.0
+ARG SOURCE
+ARG REVISION
+ARG CODE
+ARG INTERFACE
+LABEL org.opencontainers.image.title="microstages build-onnx" \
+    org.opencontainers.image.description="Build an ONNX model for ONNX Runtime GenAI, quantized as asked and compared with its source" \
+    org.opencontainers.image.source="${SOURCE}" \
+    org.opencontainers.image.documentation="${SOURCE:+${SOURCE}/}stages/build-onnx/README.md" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.licenses="MIT" \
+    microstages.stage="build-onnx" \
+    microstages.flavor="${FLAVOR}" \
+    microstages.code="${CODE}" \
+    microstages.interface="${INTERFACE}"

@@ -1,0 +1,145 @@
+"""What can go wrong with containers is told in a line or two, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+
+def test_out_of_memory_names_the_limit_and_the_key(boxed):
+    script = "python3 -c \"x = bytearray(300 << 20); x[::4096] = b'x' * len(x[::4096])\"; exit $?"
+    boxed.one(script, ", resources: {memory: 64MiB}")
+    done = boxed.run("up")
+    assert done.code == 2
+    assert "out of memory: it needed more than its limit of 64 MiB" in done.out
+    assert "raise `memory` below `resources:` of a" in done.out
+    assert boxed.containers() == [] and boxed.nothing_half_made()
+
+
+def test_a_timeout_ends_the_container(boxed):
+    boxed.one("sleep 600", ", timeout: 1s, grace: 1s")
+    done = boxed.run("up")
+    assert done.code == 2
+    assert "it took longer than its timeout of 1 s" in done.out
+    assert boxed.containers() == [] and boxed.nothing_half_made()
+
+
+def test_a_missing_image_is_told(boxed):
+    boxed.one("true", image="microstages/no-such:1")
+    done = boxed.run("up")
+    assert done.code == 2
+    assert "the image microstages/no-such:1 is not there" in done.out and "docker pull" in done.out
+
+
+def test_a_program_that_the_image_does_not_hold_is_told(boxed):
+    boxed.one("true", command=["/usr/bin/env", "no-such-program"])
+    done = boxed.run("up")
+    assert done.code != 0
+    assert "no-such-program" in done.out
+
+
+def test_exit_codes_of_the_contract_pass_through(boxed):
+    for code, text in ((2, "exit code 2"), (75, "try 2 of 2"), (143, "stopped"), (9, "exit code 9")):
+        boxed.one(f"exit {code}", ", retries: 1")
+        done = boxed.run("up")
+        assert done.code == {9: 70}.get(code, code), done.out
+        assert text in done.out, (code, done.out)
+
+
+def test_without_an_engine_it_says_so(boxed):
+    boxed.one("true")
+    done = boxed.run("up", environment={"DOCKER_HOST": "unix:///nonexistent/docker.sock"})
+    assert done.code == 2
+    assert "no Docker engine answers" in done.out and "--target process" in done.out
+
+
+def test_gpus_without_their_runtime_are_told(boxed, engine, tmp_path):
+    from runner.executors import Attempt
+    from runner.executors.docker import DockerExecutor
+
+    if "nvidia" in engine.client.info()["Runtimes"]:
+        pytest.skip("this engine has an NVIDIA runtime")
+    os.environ["DOCKER_HOST"], before = engine.address, os.environ["DOCKER_HOST"]
+    try:
+        attempt = Attempt(
+            "gpu-test", "train", ("true",), tmp_path, tmp_path / "log", tmp_path / "log", gpus=(0, 1),
+            writes=(tmp_path / "out",), image=boxed.image, code_folder=tmp_path,
+        )  # fmt: skip
+        executor = DockerExecutor()
+        requests = executor._limits(attempt)["device_requests"]
+        assert requests[0]["DeviceIDs"] == ["0", "1"] and requests[0]["Capabilities"] == [["gpu"]]
+        executor.submit(attempt)
+        executor._containers["gpu-test"].thread.join(30)
+        status = executor.poll(attempt)
+        assert (status.running, status.code) == (False, 2)
+        assert "cannot give GPUs" in str(status.why) and "NVIDIA Container Toolkit" in str(status.why)
+        executor.forget(attempt)
+    finally:
+        os.environ["DOCKER_HOST"] = before
+    assert boxed.containers() == []
+
+
+class Proxy:
+    """A socket in front of the engine's that can go away and come back."""
+
+    def __init__(self, path: Path, engine: str) -> None:
+        self.path, self.engine = path, engine.removeprefix("unix://")
+        self.open: list[socket.socket] = []
+        self.up()
+
+    def up(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(str(self.path))
+        self.server.listen()
+        threading.Thread(target=self._accept, args=(self.server,), daemon=True).start()
+
+    def down(self) -> None:
+        for s in (self.server, *self.open):
+            with suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+            s.close()
+        self.open.clear()
+        self.path.unlink(missing_ok=True)
+
+    def _accept(self, server: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near = server.accept()[0]
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(self.engine)
+                self.open += [near, far]
+                for a, b in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
+
+    @staticmethod
+    def _pump(a: socket.socket, b: socket.socket) -> None:
+        with suppress(OSError):
+            while data := a.recv(65536):
+                b.sendall(data)
+            b.shutdown(socket.SHUT_WR)
+
+
+def test_an_engine_that_goes_away_for_a_moment_costs_nothing(boxed, engine, eventually, tmp_path):
+    if not engine.address.startswith("unix://"):
+        pytest.skip("this engine is not behind a socket of this machine")
+    proxy = Proxy(tmp_path / "docker.sock", engine.address)
+    boxed.environment["DOCKER_HOST"] = f"unix://{proxy.path}"
+    boxed.one('echo begun; i=0; while [ $i -lt 40 ]; do echo "line $i"; i=$((i+1)); sleep 0.1; done; echo x > "$out/x"')
+    up = boxed.start("up", "--json")
+    eventually(boxed.container)
+    proxy.down()
+    threading.Timer(1.5, proxy.up).start()
+    out, err = up.communicate(timeout=90)
+    proxy.down()
+    assert up.returncode == 0, err
+    assert json.loads(out)["stages"][0]["status"] == "done"
+    lines = [x for x in boxed.run("logs", "a").out.splitlines() if x.startswith("line")]
+    assert lines == [f"line {i}" for i in range(40)]
+    assert boxed.containers() == []
