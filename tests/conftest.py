@@ -58,6 +58,12 @@ class Engine:
     client: Any
     address: str
 
+    @property
+    def base(self) -> str:
+        """What the stages' images stand on: the BASE that they were made with."""
+        labels = self.client.inspect_image("microstages/merge:latest")["Config"]["Labels"]
+        return str(labels["org.opencontainers.image.base.name"])
+
 
 @pytest.fixture(scope="session")
 def engine() -> Engine:

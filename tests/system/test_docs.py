@@ -71,8 +71,7 @@ def test_a_documented_command_runs(place: Path, file: str, command: str, request
     if IN_CONTAINERS.match(command):
         engine = request.getfixturevalue("engine")
         environment["DOCKER_HOST"] = engine.address
-        if engine.client.images("microstages/base-os"):  # the base that the images here stand on
-            environment["BASE"] = "debian"
+        environment["BASE"] = engine.base
     done = subprocess.run(
         command,
         shell=True,
