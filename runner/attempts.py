@@ -55,6 +55,7 @@ class Active:
     told: int = 0  # 1: to stop, 2: ended at once
     error: dict[str, Any] = field(default_factory=dict)  # its last `error` event
     why: UserError | None = None  # what the place where it ran says of its end
+    left: bool = False  # the place cannot be reached: nobody knows whether it still runs
     finishing: Finishing | None = None
     since: float = field(default_factory=time.monotonic)
     ahead: Ahead | None = None
@@ -145,7 +146,8 @@ def prepare(
         claim.attempt, stage.name, stage.command, folder, Path(claim.log), Path(claim.events), environment, share.gpus,
         arguments=tuple(words), reads=tuple(inputs.values()), resources=stage.resources, uses=interface.name, code=code,
         writes=tuple(dict.fromkeys(local)) if own else tuple(draft.path for draft in drafts.values()),
-        image=stage.found.image, code_folder=stage.found.folder.absolute() if interface.image else None,
+        image=stage.found.image,
+        code_folders=(stage.found.folder.absolute(), *stage.found.code) if interface.image else (),
     )  # fmt: skip
     deadline = time.monotonic() + stage.timeout if stage.timeout else None
     return Active(stage, step, attempt, claim.key, executor, inputs, drafts, share, deadline=deadline)

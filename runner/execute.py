@@ -236,7 +236,7 @@ class Execution:
             self._listen(active)
             if not status.running:
                 code = LOST if status.code is None else status.code
-                active.why = status.why
+                active.why, active.left = status.why, status.left
                 if code == EXIT_OK and active.drafts:
                     active.finishing = Finishing(
                         lambda a=active: written(a, self.store, self.progress.facts),  # type: ignore[misc]
@@ -291,10 +291,13 @@ class Execution:
             if active.share:
                 self.pool.give(active.share)
             active.drop()
-            active.executor.forget(active.attempt)
+            active.executor.forget(active.attempt, leave=active.left)
 
     def _settle(self, active: Active, code: int) -> None:
         stage = active.stage
+        if active.left:  # it may still run, and its claim says where: the next run takes it up
+            self.progress.fail(stage, failure(active, code), active, code)
+            return
         if code == EXIT_OK or (code == LOST and not active.error):
             try:
                 self._commit(active, code)
@@ -328,7 +331,9 @@ class Execution:
                 return
             manifests = active.finishing.result()
         else:
-            manifests = written(active, self.store, self.progress.facts)
+            # what a plain command wrote is whole only where it is known to have ended well
+            lost = code == LOST and active.drafts
+            manifests = None if lost else written(active, self.store, self.progress.facts)
         if manifests is None:
             if code == LOST and not self.stopping:
                 self._again(active, "its process ended without a result", 0.0, code)

@@ -11,6 +11,7 @@ import os
 import time
 from pathlib import Path
 
+from microstages.errors import UserError
 from microstages.storage import local_path
 
 from runner.attempts import Active, foreign, prepare
@@ -50,9 +51,14 @@ class Launcher:
             stage, _, fingerprint = name.partition("/")
             if place != self.place:
                 continue
-            executor = self._executor(Where(claim.executor, claim.executor))
             attempt = self._submitted(claim, stage, fingerprint)
-            if executor.find(attempt, claim.token):
+            try:
+                executor = self._executor(Where(claim.executor, claim.executor))
+                found = executor.find(attempt, claim.token)
+            except UserError as error:  # it is looked for again when its stage must run
+                self.view.note(f"{stage}: what a runner that died has left cannot be looked at: {error.what}")
+                continue
+            if found:
                 running = executor.poll(attempt).running
                 executor.forget(attempt, leave=running)
                 if running:
@@ -159,6 +165,7 @@ class Launcher:
         return self.settled[stage.name]
 
     def _executor(self, where: Where) -> Executor:
-        if where.name not in self.executors:
-            self.executors[where.name] = make(where)
-        return self.executors[where.name]
+        key = f"{where.name} {sorted(where.options.items())}"
+        if key not in self.executors:
+            self.executors[key] = make(where)
+        return self.executors[key]

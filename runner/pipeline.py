@@ -196,7 +196,9 @@ class _Checker:
             self.problems.add(spec.uses.place, f"{interface.name} is a plain command without an image", fix)
         elif self.commands and (where.kind != "docker" or found.image):
             try:
-                words = stages.command(found)
+                words = stages.command(
+                    found, inside=where.kind == "docker" or (where.kind == "auto" and bool(found.image))
+                )
             except UserError as error:
                 self.problems.add(spec.uses.place, error.what, error.fix)
         return Stage(

@@ -70,11 +70,11 @@ class Pool:
             own = os.environ.get(name, "")
             out[name] = str(min(threads, int(own)) if own.isdigit() and int(own) else threads)
         if share.gpus and self.all_gpus > 1:
-            out["CUDA_VISIBLE_DEVICES"] = ",".join(_visible()[i] for i in share.gpus)
+            out["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus()[i] for i in share.gpus)
         return out
 
 
-def _visible() -> list[str]:
+def visible_gpus() -> list[str]:
     """The names of the GPUs that may be used."""
     own = os.environ.get("CUDA_VISIBLE_DEVICES")
     if own is not None:
@@ -86,4 +86,4 @@ def _visible() -> list[str]:
 
 
 def _gpus() -> int:
-    return len(_visible())
+    return len(visible_gpus())

@@ -82,7 +82,8 @@ def _image(name: str) -> Found:
         fix = f'build it with --label {LABEL}="$(cat interface.json)"'
         raise UserError(f"the image {name} does not say which stage it is", fix=fix)
     interface = Interface.parse(image.labels[LABEL], name)
-    return Found(Path(name), interface, (), name, image.labels.get(CODE) or image.id)
+    # by its id: a name that is moved while the pipeline runs changes nothing
+    return Found(Path(name), interface, (), image.id, image.labels.get(CODE) or image.id)
 
 
 def _check(interface: Interface, folder: Path) -> None:
@@ -103,13 +104,16 @@ def _check(interface: Interface, folder: Path) -> None:
             raise UserError(f"its code names {name!r}, which is not there", where=where, fix="correct `code`")
 
 
-def command(found: Found) -> tuple[str, ...]:
-    """The words that start the stage. Raises UserError where its program is not there."""
+def command(found: Found, inside: bool = False) -> tuple[str, ...]:
+    """The words that start the stage, on this machine or `inside` its image. Raises UserError where its program is not
+    there."""
     if found.identity:
         return ()  # its image knows
     folder = found.folder.absolute()
     first, *rest = found.interface.command
     words = [str(folder / w) if w.startswith("./") else w for w in rest]
+    if inside and found.image:  # its program is the image's, or lies in its folder
+        return (str(folder / first) if (folder / first).is_file() else first, *words)
     places = [folder / ".venv" / "bin" / first, folder / first, Path(sys.executable).parent / first]
     for place in places:
         if place.is_file() and os.access(place, os.X_OK):

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TextIO
 from microstages.reporting import duration
 
 PLAIN_EVERY = 10.0  # seconds between two plain lines of progress of a stage
+TAIL_BYTES = 64 << 10
 TAIL = 6  # lines of a log that are shown for a stage that failed without a word
 
 
@@ -58,7 +59,9 @@ def failure_lines(text: str, log: Path | None, told: bool) -> str:
     lines = text.split("\n")
     if log is not None and not told:
         try:
-            tail = log.read_text(errors="replace").splitlines()[-TAIL:]
+            with log.open("rb") as f:
+                f.seek(max(0, f.seek(0, os.SEEK_END) - TAIL_BYTES))
+                tail = f.read(TAIL_BYTES).decode(errors="replace").splitlines()[-TAIL:]
         except OSError:
             tail = []
         lines += [f"  | {line[:200]}" for line in tail]

@@ -87,6 +87,14 @@ def engine() -> Engine:
         os.environ["DOCKER_HOST"] = hidden
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Any:
+    """What is left out for want of an engine is told in one line, wherever it was asked for."""
+    report = (yield).get_result()
+    if report.skipped and isinstance(report.longrepr, tuple) and "NOT TESTED" in report.longrepr[2]:
+        report.longrepr = (str(ROOT / "tests"), None, report.longrepr[2])
+
+
 def code_of(stage: str) -> str:
     """The code identity of a stage in this checkout."""
     from runner import stages

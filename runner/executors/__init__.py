@@ -34,7 +34,7 @@ class Attempt:
 
     `command` starts the program on this machine, `arguments` follow it; `reads` are the addresses of its inputs,
     `writes` the local folders that it may write. `uses` and `code` name the stage and its code identity; `image` is
-    the image that a pipeline or an interface names, and `code_folder` what a plain command needs in it.
+    the image that a pipeline or an interface names, and `code_folders` what a plain command needs in it.
     """
 
     name: str
@@ -52,17 +52,19 @@ class Attempt:
     uses: str = ""
     code: str = ""
     image: str = ""
-    code_folder: Path | None = None
+    code_folders: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class Status:
     """How an attempt stands. `code`: its exit code once it has ended (negative: the signal that ended it; LOST).
-    `why`: what the place knows of its end and it could not say itself."""
+    `why`: what the place knows of its end and it could not say itself. `left`: the place cannot be reached, and the
+    attempt may still run there."""
 
     running: bool
     code: int | None = None
     why: UserError | None = None
+    left: bool = False
 
 
 class Executor(Protocol):

@@ -14,24 +14,27 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from microstages.errors import EXIT_TEMPORARY, EXIT_USER, UserError, from_os_error
+from microstages.errors import EXIT_TEMPORARY, EXIT_USER, TemporaryError, UserError, from_os_error
 from microstages.storage import local_path
 
-from runner.executors import LOST, Attempt, Status
-from runner.executors.engine import Image, connect, explained, image_named, image_of
+from runner.executors import LOST, Attempt, Status, secrets
+from runner.executors.engine import Image, asked, connect, explained, image_named, image_of
+from runner.executors.mounts import mounts
 from runner.executors.owner import hand_over
-from runner.executors.words import Reader, Redactor
+from runner.executors.secrets import Redactor, Secret
+from runner.executors.words import Reader
+from runner.resources import visible_gpus
 
 if TYPE_CHECKING:
     from docker import APIClient
 
-LABEL = "microstages.attempt"
+LABEL, SECRETS = "microstages.attempt", "microstages.secrets"  # the second: names, never values
 PIDS = 4096  # processes and threads that a container may have
 SCRATCH = {"/tmp": "rw,nosuid,nodev,exec,mode=1777"}  # compiled kernels are loaded from there
 GONE = 30.0  # seconds that an engine may take to come back
@@ -41,7 +44,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
 
 @dataclass
 class _Container:
-    """A container under watch. `code` and `why` are set when it has ended; `woken` becomes readable then."""
+    """A container under watch. `code` is set when it has ended; `woken` becomes readable then."""
 
     attempt: Attempt
     id: str
@@ -51,9 +54,11 @@ class _Container:
     wake: int
     code: int | None = None
     why: UserError | None = None
-    left: bool = False  # let go of: it is another runner's now
+    left: bool = False  # let go of: it is another runner's, or the engine is away
+    signal: str = ""  # what it was told before it was started
+    started: bool = True
     thread: threading.Thread | None = None
-    told: list[str] = field(default_factory=list)
+    fault: UserError | None = None  # its words cannot be written
 
 
 class DockerExecutor:
@@ -82,50 +87,39 @@ class DockerExecutor:
     # --- the protocol ---
 
     def submit(self, attempt: Attempt) -> str:
-        """Create the container and start it beside the caller. Raises UserError where that cannot be."""
-        import docker
-
+        """Create the container; it is started beside the caller. Raises UserError where that cannot be."""
         image = self.image(attempt)
-        secrets = _secrets(self.options.get("secrets") or [])
-        folders = self._own(attempt, image)
-        host = self.client.create_host_config(**self._limits(attempt), mounts=self._mounts(attempt, folders, secrets))
-        values = {**HOME, **attempt.environment, "MICROSTAGES_IMAGE": image.digest}
-        if host["NetworkMode"] != "none":
-            values |= {name: os.environ[name] for name in PROXIES if name in os.environ}
-        values |= {name: value for name, value, file in secrets if file is None}
-        entry = {"entrypoint": list(attempt.command)} if attempt.code_folder else {}
-        try:
+        given = secrets.read(self.options.get("secrets") or [], attempt.folder)
+        self._own(attempt, image)
+        host = self.client.create_host_config(**self._limits(attempt), mounts=mounts(attempt, given, image.user))
+        labels = {LABEL: attempt.name, "microstages.stage": attempt.stage}
+        labels[SECRETS] = " ".join(s.name for s in given if s.file is None)
+        entry = {"entrypoint": list(attempt.command)} if attempt.code_folders else {}
+        with asked(attempt.stage):
             made = self.client.create_container(
-                image.id, list(attempt.arguments), name=f"microstages-{attempt.stage}-{attempt.name}",
-                labels={LABEL: attempt.name, "microstages.stage": attempt.stage}, user=_user(image),
-                environment=values, host_config=host, stop_signal="SIGTERM", **entry,
+                image.id, list(attempt.arguments), name=f"microstages-{attempt.stage}-{attempt.name}", labels=labels,
+                user=_user(image), environment=self._environment(attempt, image, given, host["NetworkMode"]),
+                host_config=host, stop_signal="SIGTERM", **entry,
             )  # fmt: skip
-        except docker.errors.APIError as error:
-            if error.status_code == 409 and self.find(attempt, ""):
-                return self._containers[attempt.name].id
-            raise explained(error, attempt.stage) from None
-        except OSError as error:  # requests' errors are its children
-            raise UserError(f"the Docker engine stopped answering ({type(error).__name__})", fix="start it") from None
-        self._watch(attempt, made["Id"], [v for _, v, _ in secrets], start=True)
+        self._watch(attempt, made["Id"], [s.value for s in given], start=True)
         return str(made["Id"])
 
     def find(self, attempt: Attempt, token: str) -> bool:  # noqa: ARG002 - its name is enough
-        found = self.client.containers(all=True, filters={"label": f"{LABEL}={attempt.name}"})
+        with asked(attempt.stage):
+            found = self.client.containers(all=True, filters={"label": f"{LABEL}={attempt.name}"})
         if not found:
             return False
         if found[0]["State"] == "created":  # its runner died before it was started
             self._remove(found[0]["Id"])
             return False
-        ended = found[0]["State"] in ("exited", "dead")
-        secrets = _secrets(self.options.get("secrets") or [], missing=True)
-        container = self._watch(attempt, found[0]["Id"], [v for _, v, _ in secrets], start=False)
-        if ended and container.thread:
+        container = self._watch(attempt, found[0]["Id"], self._hidden(found[0]["Id"]), start=False)
+        if found[0]["State"] in ("exited", "dead") and container.thread:
             container.thread.join()
         return True
 
     def poll(self, attempt: Attempt) -> Status:
         container = self._containers[attempt.name]
-        return Status(container.code is None, container.code, container.why)
+        return Status(container.code is None, container.code, container.why, container.left)
 
     def wake(self, attempt: Attempt) -> int | None:
         return self._containers[attempt.name].woken
@@ -134,22 +128,20 @@ class DockerExecutor:
         return self._containers[attempt.name].reader.read()
 
     def cancel(self, attempt: Attempt, now: bool = False) -> None:
-        import docker
-
         container = self._containers[attempt.name]
-        if container.code is None:
-            with suppress(docker.errors.APIError, OSError):
-                self.client.kill(container.id, "SIGKILL" if now else "SIGTERM")
+        container.signal = "SIGKILL" if now else "SIGTERM"
+        if container.code is None and container.started:
+            self._tell(container)
 
     def forget(self, attempt: Attempt, leave: bool = False) -> None:
         container = self._containers.pop(attempt.name)
-        container.left = leave
-        if not leave:
+        container.left = container.left or leave
+        if not container.left:
             if container.code is None:
                 self._remove(container.id)
             if container.thread:
                 container.thread.join(GONE)
-            os.close(container.woken)
+        os.close(container.woken)
         container.reader.close()
 
     # --- making ---
@@ -164,6 +156,8 @@ class DockerExecutor:
             "pids_limit": PIDS, "init": True, "network_mode": self._network(attempt), "ipc_mode": "private",
             "log_config": docker.types.LogConfig(type="json-file", config={}),
         }  # fmt: skip
+        if os.geteuid() != 0:  # what the caller may read through its groups
+            out["group_add"] = [str(g) for g in os.getgroups() if g != 0]
         if wanted.memory:
             out |= {"mem_limit": wanted.memory, "memswap_limit": wanted.memory}
         if wanted.cpus:
@@ -172,7 +166,8 @@ class DockerExecutor:
         if wanted.shm:
             out["shm_size"] = wanted.shm
         if attempt.gpus:
-            ids = [str(i) for i in attempt.gpus]
+            all_ = visible_gpus()
+            ids = [all_[i] if i < len(all_) else str(i) for i in attempt.gpus]
             out["device_requests"] = [docker.types.DeviceRequest(device_ids=ids, capabilities=[["gpu"]])]
         return out
 
@@ -182,8 +177,18 @@ class DockerExecutor:
         places = [*attempt.reads, *(str(p) for p in attempt.writes)]
         return "none" if all(local_path(uri) is not None for uri in places) else "bridge"
 
-    def _own(self, attempt: Attempt, image: Image) -> list[Path]:
-        """The folders that the container may write: made, and given to its user where the caller is root."""
+    def _environment(self, attempt: Attempt, image: Image, given: list[Secret], network: str) -> dict[str, str]:
+        values = {**HOME, **attempt.environment, "MICROSTAGES_IMAGE": image.digest}
+        values.pop("CUDA_VISIBLE_DEVICES", None)  # a container has only its own GPUs, counted from 0
+        if not attempt.gpus:
+            values["NVIDIA_VISIBLE_DEVICES"] = "void"  # images made on CUDA's say "all"
+        if network != "none":
+            values |= {name: os.environ[name] for name in PROXIES if name in os.environ}
+        return values | {s.name: s.value for s in given if s.file is None}
+
+    @staticmethod
+    def _own(attempt: Attempt, image: Image) -> None:
+        """Make the folders that the container may write, and give them to its user where the caller is root."""
         for folder in attempt.writes:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -191,139 +196,148 @@ class DockerExecutor:
                     os.chown(folder, image.user, image.user)
             except OSError as error:
                 raise from_os_error(error, folder) or UserError(str(error), where=folder) from None
-        return list(attempt.writes)
-
-    def _mounts(self, attempt: Attempt, folders: Iterable[Path], secrets: Iterable[_Secret]) -> list[Any]:
-        import docker
-
-        def mount(target: Path, source: Path, read_only: bool) -> Any:
-            return docker.types.Mount(str(target), str(source), type="bind", read_only=read_only)
-
-        reads = {p: None for uri in attempt.reads if (p := local_path(uri)) is not None}
-        out = [mount(p.absolute(), Path(os.path.realpath(p)), True) for p in map(without_pattern, reads)]
-        out += [mount(p.absolute(), Path(os.path.realpath(p)), False) for p in folders]
-        out += [mount(Path("/run/secrets", n), Path(file).absolute(), True) for n, _, file in secrets if file]
-        if attempt.code_folder:
-            out.append(mount(attempt.code_folder, Path(os.path.realpath(attempt.code_folder)), True))
-        return list({m["Target"]: m for m in out}.values())
 
     # --- watching ---
 
-    def _watch(self, attempt: Attempt, id: str, hidden: Iterable[str], start: bool) -> _Container:
+    def _watch(self, attempt: Attempt, id: str, hidden: list[str], start: bool) -> _Container:
         woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        container = _Container(attempt, id, Redactor(hidden), Reader(attempt.events), woken, wake)
+        container = _Container(attempt, id, Redactor(hidden), Reader(attempt.events), woken, wake, started=not start)
         self._containers[attempt.name] = container
-        container.thread = threading.Thread(target=self._follow, args=(container, start), daemon=True)
+        container.thread = threading.Thread(target=self._follow, args=(container,), daemon=True)
         container.thread.start()
         return container
 
-    def _follow(self, c: _Container, start: bool) -> None:
+    def _hidden(self, id: str) -> list[str]:
+        """The secrets that a container was given, whatever this runner's target and environment say."""
+        with asked():
+            found = self.client.inspect_container(id)
+        values = dict(entry.partition("=")[::2] for entry in found["Config"]["Env"])
+        names = (found["Config"]["Labels"] or {}).get(SECRETS, "").split()
+        out = [values[n] for n in names if n in values]
+        for mount in found["Mounts"]:
+            if mount["Destination"].startswith(secrets.PLACE):
+                with suppress(OSError):
+                    out.append(Path(mount["Source"]).read_bytes().decode(errors="replace").strip())
+        return out
+
+    def _follow(self, c: _Container) -> None:
         """In the thread beside a container: from its start to its removal."""
         code, why = LOST, None
         try:
-            code, why = self._outcome(c, start)
+            code, why = self._outcome(c)
         except UserError as error:
             code, why = error.exit_code, error
         except Exception as error:
             code, why = EXIT_USER, explained(error, c.attempt.stage)
         finally:
-            if not c.left:
-                self._remove(c.id)
-                if os.geteuid() == 0:
-                    for folder in c.attempt.writes:
-                        hand_over(folder, 0, os.getegid())
+            try:
+                if not c.left:
+                    self._remove(c.id)
+                    if os.geteuid() == 0:
+                        for folder in c.attempt.writes:
+                            hand_over(folder, 0, os.getegid())
+            except Exception as error:
+                code, why = EXIT_USER, UserError(f"its output cannot be taken over: {error}", where=c.attempt.stage)
+            finally:
                 c.code, c.why = code, why
-            os.close(c.wake)
+                os.close(c.wake)
 
-    def _outcome(self, c: _Container, start: bool) -> tuple[int, UserError | None]:
+    def _outcome(self, c: _Container) -> tuple[int, UserError | None]:
         import docker
 
-        if start:
-            try:
-                self.client.start(c.id)
-            except docker.errors.APIError as error:
-                return EXIT_USER, explained(error, c.attempt.stage)
-        deadline = 0.0
+        away = 0.0  # since when the engine does not answer
         while not c.left:
             try:
+                if not c.started:
+                    self._start(c)
                 self._carry(c)
+                if c.fault:
+                    raise c.fault
                 state = self.client.inspect_container(c.id)["State"]
                 if not state["Running"] and state["Status"] != "restarting":
+                    self._carry(c, follow=False)  # an engine that follows drops a last line that has no end
                     return _verdict(c.attempt, state)
-                deadline = 0.0
+                away = 0.0
             except docker.errors.NotFound:
                 return LOST, None
+            except docker.errors.APIError as error:
+                return EXIT_USER, explained(error, c.attempt.stage)
             except OSError:
-                deadline = deadline or time.monotonic() + GONE
-                if time.monotonic() > deadline:
+                away = away or time.monotonic()
+                if time.monotonic() - away > GONE:
+                    c.left = True
                     what = "the Docker engine stopped answering"
                     fix = "start it, and run again: what still runs in it is taken up"
-                    return EXIT_TEMPORARY, UserError(what, fix=fix)
+                    return EXIT_TEMPORARY, TemporaryError(what, fix=fix)
                 time.sleep(0.5)
         return LOST, None
 
-    def _carry(self, c: _Container) -> None:
-        """Write a container's words into the attempt's files, from the first on, until it ends."""
-        a = c.attempt
-        if a.events == a.log:
-            self._copy(c, a.log, stdout=True, stderr=True)
-            return
-        beside = threading.Thread(target=self._copy_quietly, args=(c, a.log), daemon=True)
-        beside.start()
-        self._copy(c, a.events, stdout=True, stderr=False)
-        beside.join()
+    def _start(self, c: _Container) -> None:
+        if not c.signal:  # told to stop already: it need not begin
+            self.client.start(c.id)  # to start what runs changes nothing
+        c.started = True
+        if c.signal:
+            self._tell(c)
 
-    def _copy_quietly(self, c: _Container, file: Path) -> None:
-        with suppress(Exception):  # the other stream meets the same fault, and tells it
-            self._copy(c, file, stdout=False, stderr=True)
-
-    def _copy(self, c: _Container, file: Path, stdout: bool, stderr: bool) -> None:
-        stream: Iterator[bytes] = self.client.logs(c.id, stdout=stdout, stderr=stderr, stream=True, follow=True)
-        out: IO[bytes]
-        with file.open("wb", buffering=0) as out:
-            for chunk in c.redact.stream(stream):
-                if c.left:
-                    return
-                out.write(chunk)
-
-    def _remove(self, id: str) -> None:
+    def _tell(self, c: _Container) -> None:
         import docker
 
         with suppress(docker.errors.APIError, OSError):
-            self.client.remove_container(id, force=True, v=True)
+            self.client.kill(c.id, c.signal)
 
+    def _carry(self, c: _Container, follow: bool = True) -> None:
+        """Write a container's words into the attempt's files, those that are not there yet, until it ends."""
+        a = c.attempt
+        if a.events == a.log:
+            self._copy(c, a.log, follow, stdout=True, stderr=True)
+            return
+        beside = threading.Thread(target=self._copy_beside, args=(c, a.log, follow), daemon=True)
+        beside.start()
+        self._copy(c, a.events, follow, stdout=True, stderr=False)
+        beside.join()
 
-_Secret = tuple[str, str, str | None]  # name, value, and the file that is mounted in place of a variable
-
-
-def _secrets(wanted: Iterable[Any], missing: bool = False) -> list[_Secret]:
-    """The values of `secrets`. `NAME`: a variable of the caller; `{name, file}`: a file, given as a file.
-
-    Raises UserError for one that is not there, unless `missing` is allowed.
-    """
-    out: list[_Secret] = []
-    for entry in wanted:
-        name = entry if isinstance(entry, str) else str(entry["name"])
-        file = None if isinstance(entry, str) else os.path.expanduser(str(entry["file"]))
+    def _copy_beside(self, c: _Container, file: Path, follow: bool) -> None:
         try:
-            value = os.environ[name] if file is None else Path(file).read_text().strip()
-        except (KeyError, OSError):
-            if missing:
-                continue
-            what = f"the secret {name} is not set" if file is None else f"the file of the secret {name} cannot be read"
-            fix = f"export {name}=…" if file is None else "check its path and its mode"
-            raise UserError(what, where=file or "", fix=fix) from None
-        out.append((name, value, file))
-    return out
+            self._copy(c, file, follow, stdout=False, stderr=True)
+        except UserError as error:
+            c.fault = error
+            self._remove(c.id)
+        except Exception:  # the other stream meets the same fault, and tells it
+            return
 
+    def _copy(self, c: _Container, file: Path, follow: bool, *, stdout: bool, stderr: bool) -> None:
+        stream: Iterator[bytes] = self.client.logs(c.id, stdout=stdout, stderr=stderr, stream=True, follow=follow)
+        known = file.stat().st_size if file.exists() else 0  # the same words as before come first
+        for chunk in c.redact.stream(stream):
+            if c.left:
+                return
+            skip = min(known, len(chunk))
+            known -= skip
+            try:
+                if len(chunk) > skip:
+                    with file.open("ab", buffering=0) as out:
+                        out.write(chunk[skip:])
+            except OSError as error:
+                raise from_os_error(error, file) or UserError(str(error), where=file) from None
 
-def without_pattern(path: Path) -> Path:
-    """The path itself, or, for a pattern such as `data/*.jsonl`, the folder that it looks in."""
-    parts = path.parts
-    for n, part in enumerate(parts):
-        if any(c in part for c in "*?[") and not path.exists():
-            return Path(*parts[:n])
-    return path
+    def _remove(self, id: str) -> None:
+        """Remove a container with what it holds; tried again for as long as an engine may be away."""
+        import docker
+
+        end = time.monotonic() + GONE
+        while True:
+            try:
+                for mount in self.client.inspect_container(id)["Mounts"]:
+                    if mount["Destination"].startswith(secrets.PLACE):
+                        secrets.drop(Path(mount["Source"]))
+                self.client.remove_container(id, force=True, v=True)
+                return
+            except docker.errors.APIError:  # it is gone, or somebody else is removing it
+                return
+            except OSError:
+                if time.monotonic() > end:
+                    return
+                time.sleep(0.5)
 
 
 def _user(image: Image) -> str:
@@ -338,6 +352,9 @@ def _verdict(attempt: Attempt, state: Mapping[str, Any]) -> tuple[int, UserError
     code, limit = int(state["ExitCode"]), attempt.resources.memory
     if state.get("Error") and code in (125, 126, 127, 128):
         return EXIT_USER, explained(RuntimeError(state["Error"]), attempt.stage)
+    if code in (126, 127) and "[FATAL tini" in _tail(attempt.log):
+        what = f"its image cannot start {attempt.command[0] if attempt.command else 'its program'}"
+        return EXIT_USER, UserError(what, fix="check the `command` of its interface.json against what the image holds")
     if state.get("OOMKilled") and code:
         if limit:
             what = f"out of memory: it needed more than its limit of {_size(limit)}"
@@ -346,6 +363,13 @@ def _verdict(attempt: Attempt, state: Mapping[str, Any]) -> tuple[int, UserError
     if code in (129, 130, 131, 134, 135, 136, 137, 139):  # ended by a signal; 143 is the contract's own
         return 128 - code, None
     return code, None
+
+
+def _tail(file: Path) -> str:
+    with suppress(OSError), file.open("rb") as f:
+        f.seek(max(0, f.seek(0, os.SEEK_END) - 4096))
+        return f.read(4096).decode(errors="replace")
+    return ""
 
 
 def _size(count: int) -> str:

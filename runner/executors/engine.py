@@ -8,18 +8,19 @@ it, and a name or tag that was moved changes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microstages.errors import UserError, from_os_error
+from microstages.errors import TemporaryError, UserError, from_os_error
 
 if TYPE_CHECKING:
     from docker import APIClient
 
 STAGE, CODE, FLAVOR, INTERFACE = (f"microstages.{word}" for word in ("stage", "code", "flavor", "interface"))
-SECONDS = 10  # for a call to be answered
+CONNECT, SECONDS = 5, 120  # to find out whether an engine answers, and for a call to be answered
 USER = 10001  # user id in containers where the caller is root and the image names none
 
 
@@ -42,7 +43,7 @@ def address() -> str:
     """Where the engine answers: $DOCKER_HOST, or the first of the usual sockets that is there. Empty: nowhere."""
     if own := os.environ.get("DOCKER_HOST"):
         return own
-    home, runtime = Path.home(), os.environ.get("XDG_RUNTIME_DIR", "")
+    home, runtime = Path(os.environ.get("HOME") or "/"), os.environ.get("XDG_RUNTIME_DIR", "")
     places = [Path("/var/run/docker.sock"), home / ".docker/run/docker.sock", home / ".docker/desktop/docker.sock"]
     places += [Path(runtime, "docker.sock")] if runtime else []
     return next((f"unix://{p}" for p in places if p.exists()), "")
@@ -62,7 +63,9 @@ def connect() -> APIClient:
         fix = "pip install docker, or run with --target process"
         raise UserError("the Python package docker is not installed", fix=fix) from None
     try:
-        return docker.APIClient(base_url=where, version="auto", timeout=SECONDS)
+        client = docker.APIClient(base_url=where, version="auto", timeout=CONNECT)
+        client.timeout = SECONDS
+        return client
     except Exception as error:
         text = str(error)
         if "Permission" in text:
@@ -76,7 +79,9 @@ def image_of(client: APIClient, stage: str, code: str, gpus: bool) -> Image:
 
     Raises UserError that says whether there is none, or an older one.
     """
-    found = sorted(client.images(filters={"label": f"{STAGE}={stage}"}), key=lambda e: -e["Created"])
+    with asked():
+        all_ = client.images(filters={"label": f"{STAGE}={stage}"})
+    found = sorted(all_, key=lambda e: -e["Created"])
     same = [i for i in found if i["Labels"].get(CODE) == code]
     if same:
         flavor = "cuda" if gpus else "cpu"
@@ -97,12 +102,11 @@ def image_named(client: APIClient, name: str) -> Image:
         return _image(client, name)
     except docker.errors.NotFound:
         raise UserError(f"the image {name} is not there", fix=f"docker pull {name}, or build it") from None
-    except docker.errors.APIError as error:
-        raise explained(error) from None
 
 
 def _image(client: APIClient, name: str) -> Image:
-    found: dict[str, Any] = client.inspect_image(name)
+    with asked():
+        found: dict[str, Any] = client.inspect_image(name)
     config = found.get("Config") or {}
     user = (config.get("User") or "").partition(":")[0]
     names, digests = found.get("RepoTags") or [], found.get("RepoDigests") or []
@@ -112,10 +116,27 @@ def _image(client: APIClient, name: str) -> Image:
     )  # fmt: skip
 
 
+@contextmanager
+def asked(where: object = "") -> Iterator[None]:
+    """Around calls of the engine: what it refuses is explained, and TemporaryError says that it does not answer. That
+    something is not there is the caller's to explain."""
+    import docker
+
+    try:
+        yield
+    except docker.errors.NotFound:
+        raise
+    except docker.errors.APIError as error:
+        raise explained(error, where) from None
+    except OSError as error:  # requests' errors are its children
+        what = f"the Docker engine stopped answering ({type(error).__name__})"
+        raise TemporaryError(what, where=where, fix="start it, and run again") from None
+
+
 def explained(error: Exception, where: object = "") -> UserError:
     """What the engine refused, in words that say what to do."""
     text = str(getattr(error, "explanation", None) or error)
-    if "could not select device driver" in text or "nvidia" in text.lower():
+    if "could not select device driver" in text or "nvidia-container" in text:
         fix = "install the NVIDIA Container Toolkit and restart the engine, or set `resources: {gpus: 0}`"
         return UserError("the Docker engine cannot give GPUs to containers", where=where, fix=fix)
     if "bind source path does not exist" in text:

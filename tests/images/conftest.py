@@ -33,7 +33,7 @@ def absent(why: str) -> NoReturn:
     """Skip with one clear line; with MICROSTAGES_REQUIRE_DOCKER=1, fail."""
     if os.environ.get("MICROSTAGES_REQUIRE_DOCKER") == "1":
         pytest.fail(why)
-    pytest.skip(f"IMAGES NOT TESTED: {why}")
+    pytest.skip(f"CONTAINERS NOT TESTED: {why}")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -69,7 +66,7 @@ def test_gpus_without_their_runtime_are_told(boxed, engine, tmp_path):
     try:
         attempt = Attempt(
             "gpu-test", "train", ("true",), tmp_path, tmp_path / "log", tmp_path / "log", gpus=(0, 1),
-            writes=(tmp_path / "out",), image=boxed.image, code_folder=tmp_path,
+            writes=(tmp_path / "out",), image=boxed.image, code_folders=(tmp_path,),
         )  # fmt: skip
         executor = DockerExecutor()
         requests = executor._limits(attempt)["device_requests"]
@@ -85,51 +82,7 @@ def test_gpus_without_their_runtime_are_told(boxed, engine, tmp_path):
     assert boxed.containers() == []
 
 
-class Proxy:
-    """A socket in front of the engine's that can go away and come back."""
-
-    def __init__(self, path: Path, engine: str) -> None:
-        self.path, self.engine = path, engine.removeprefix("unix://")
-        self.open: list[socket.socket] = []
-        self.up()
-
-    def up(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.server = socket.socket(socket.AF_UNIX)
-        self.server.bind(str(self.path))
-        self.server.listen()
-        threading.Thread(target=self._accept, args=(self.server,), daemon=True).start()
-
-    def down(self) -> None:
-        for s in (self.server, *self.open):
-            with suppress(OSError):
-                s.shutdown(socket.SHUT_RDWR)
-            s.close()
-        self.open.clear()
-        self.path.unlink(missing_ok=True)
-
-    def _accept(self, server: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                near = server.accept()[0]
-                far = socket.socket(socket.AF_UNIX)
-                far.connect(self.engine)
-                self.open += [near, far]
-                for a, b in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
-
-    @staticmethod
-    def _pump(a: socket.socket, b: socket.socket) -> None:
-        with suppress(OSError):
-            while data := a.recv(65536):
-                b.sendall(data)
-            b.shutdown(socket.SHUT_WR)
-
-
-def test_an_engine_that_goes_away_for_a_moment_costs_nothing(boxed, engine, eventually, tmp_path):
-    if not engine.address.startswith("unix://"):
-        pytest.skip("this engine is not behind a socket of this machine")
-    proxy = Proxy(tmp_path / "docker.sock", engine.address)
+def test_an_engine_that_goes_away_for_a_moment_costs_nothing(boxed, proxy, eventually):
     boxed.environment["DOCKER_HOST"] = f"unix://{proxy.path}"
     boxed.one('echo begun; i=0; while [ $i -lt 40 ]; do echo "line $i"; i=$((i+1)); sleep 0.1; done; echo x > "$out/x"')
     up = boxed.start("up", "--json")
@@ -137,7 +90,6 @@ def test_an_engine_that_goes_away_for_a_moment_costs_nothing(boxed, engine, even
     proxy.down()
     threading.Timer(1.5, proxy.up).start()
     out, err = up.communicate(timeout=90)
-    proxy.down()
     assert up.returncode == 0, err
     assert json.loads(out)["stages"][0]["status"] == "done"
     lines = [x for x in boxed.run("logs", "a").out.splitlines() if x.startswith("line")]

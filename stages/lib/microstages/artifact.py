@@ -18,6 +18,7 @@ import glob
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -284,6 +285,7 @@ class Draft:
 
     def commit(self, provenance: Mapping[str, Any]) -> Manifest:
         """Hash what was written and make it an artifact. Nothing of it can be seen before; all of it after."""
+        self._check()
         names = sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
         if not names:
             raise UserError("the stage wrote nothing", where=self.uri, fix="this is a bug of the stage")
@@ -291,7 +293,9 @@ class Draft:
             os.chmod(top, 0o755)
             for n in files:
                 file = os.path.join(top, n)
-                if os.stat(file).st_mode & 0o777 != 0o644:  # a needless chmod would make `known` hashes unusable
+                if (
+                    not os.path.islink(file) and os.stat(file).st_mode & 0o777 != 0o644
+                ):  # a needless chmod would make `known` hashes unusable
                     os.chmod(file, 0o644)
         youngest = max((r[2] for r in self.known.values() if r[0] > WORTH_A_TICK), default=0)
         if (left := youngest + 2 * TICK_NS - time.time_ns()) > 0:
@@ -304,6 +308,25 @@ class Draft:
             remember(self.path / REMEMBERED, memory)
         self.publish(manifest)
         return manifest
+
+    def _check(self) -> None:
+        """Only files and folders may lie here, and links that stay inside; no manifest but the one to come."""
+        for name in (MANIFEST, REMEMBERED):
+            if os.path.lexists(self.path / name):
+                os.unlink(self.path / name)
+        inside = self.path.resolve()
+        for top, folders, files in os.walk(self.path):
+            for path in (Path(top, n) for n in (*folders, *files)):
+                mode = path.lstat().st_mode
+                stays = stat.S_ISLNK(mode) and path.resolve().is_relative_to(inside)
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stays):
+                    what = (
+                        "a link that leads out of the output" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+                    )
+                    name = path.relative_to(self.path).as_posix()
+                    raise UserError(
+                        f"{name} is {what}", where=storage.public(self.uri), fix="write a file in its place"
+                    )
 
     def publish(self, manifest: Manifest) -> None:
         """Move the folder into place (local), or copy it, the manifest last (remote)."""

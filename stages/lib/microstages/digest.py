@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -116,8 +117,10 @@ def _memory_file(key: str) -> Path:
 def recall(file: Path) -> Memory:
     """The remembered hashes of a file; nothing where there is none or it cannot be understood (then all is hashed)."""
     try:
-        value = json.loads(file.read_bytes())
-        return {str(k): list(v) for k, v in value.items() if len(v) == 6}
+        # never through a link, never waiting: what a stage left under this name is not trusted
+        with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as f:
+            value = json.loads(f.read())
+        return {str(k): list(v) for k, v in value.items() if len(v) == 6 and all(isinstance(n, int) for n in v[:5])}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
@@ -126,9 +129,11 @@ def remember(file: Path, memory: Memory) -> None:
     """Keep remembered hashes; where the place cannot be written they are simply not kept."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f"{file.name}.{os.getpid()}.new")
-        new.write_text(json.dumps(memory))
-        new.replace(file)
+        fd, new = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
+        with open(fd, "w") as f:
+            f.write(json.dumps(memory))
+        os.chmod(new, 0o644)
+        os.replace(new, file)
     except OSError:
         pass
 

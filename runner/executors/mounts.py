@@ -1,0 +1,74 @@
+"""What a container sees of this machine: its inputs, its code, its secrets, and the folders that it may write.
+
+Everything has the path inside that it has outside. What a link leads to is there too, where the link says, so a folder
+of links (such as a snapshot of a model hub) is complete.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from microstages.errors import UserError
+from microstages.storage import local_path
+
+from runner.executors import Attempt, secrets
+from runner.executors.secrets import Secret
+
+MANY = 500  # files of a pattern that are mounted one by one; of more their folder is
+OWN = ("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt", "/opt/venv", "/proc", "/run", "/sbin", "/sys",
+       "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/var")  # fmt: skip
+
+
+def mounts(attempt: Attempt, given: Iterable[Secret], user: int) -> list[Any]:
+    """The mounts of an attempt, as the Docker SDK takes them. Raises UserError for a path that hides the image's."""
+    import docker
+
+    out: dict[str, Any] = {}
+
+    def add(target: Path, source: Path, read_only: bool) -> None:
+        if str(target) in OWN:
+            fix = "move or copy it to a folder of its own"
+            raise UserError("in a container this path would hide the image's own files", where=target, fix=fix)
+        out[str(target)] = docker.types.Mount(str(target), str(source), type="bind", read_only=read_only)
+
+    reads = [path for uri in attempt.reads if (path := local_path(uri)) is not None]
+    for path in (*(p for read in reads for p in matches(read)), *attempt.code_folders):
+        place = Path(os.path.abspath(path))
+        add(place, Path(os.path.realpath(path)), True)
+        for link, source in leading_out(place):
+            add(link, source, True)
+    for folder in attempt.writes:
+        add(folder.absolute(), Path(os.path.realpath(folder)), False)
+    for secret in given:
+        if secret.file is not None:
+            add(Path(secrets.PLACE, secret.name), secrets.source(secret, user), True)
+    return list(out.values())
+
+
+def matches(path: Path) -> list[Path]:
+    """The path itself; for a pattern such as `data/*.jsonl` its files, or, of many, the folder that it looks in."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    found = [Path(p) for p in glob.glob(str(path), recursive=True)]
+    if len(found) <= MANY:
+        return found
+    parts = path.parts
+    return [Path(*parts[: next(n for n, part in enumerate(parts) if glob.has_magic(part))])]
+
+
+def leading_out(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Where the links of a folder lead that leave it: the place that they name, and the file that lies there."""
+    real = os.path.realpath(folder)
+    for top, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = os.path.join(top, name)
+            if os.path.islink(path):
+                source = os.path.realpath(path)
+                named = os.path.normpath(os.path.join(top, os.readlink(path)))
+                inside = Path(source).is_relative_to(real) and Path(named).is_relative_to(folder)
+                if not inside and os.path.exists(source):
+                    yield Path(named), Path(source)
