@@ -115,7 +115,7 @@ def _docker(wanted: bool) -> Iterator[Finding]:
     for stage in _built_in():
         name = stage.interface.name
         try:
-            good.append(engine.image_of(client, name, code_identity(stage.code), gpus=nvidia))
+            good.append(engine.image_of(client, name, code_identity(stage.code), "cuda" if nvidia else "cpu"))
         except UserError as error:
             bad.append(error.what)
     if good:

@@ -76,7 +76,7 @@ def engine() -> Engine:
     try:
         client = module.connect()
         for name in STAGES:
-            module.image_of(client, name, code_of(name), gpus=False)
+            module.image_of(client, name, code_of(name), "cpu")
         return Engine(client, module.address())
     except UserError as error:
         why = f"CONTAINERS NOT TESTED: {error.what} ({error.fix.partition(', or')[0]})"

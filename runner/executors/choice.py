@@ -57,7 +57,9 @@ def _lacks(client: object, stage: Stage, code: str) -> UserError | None:
     from runner.executors.engine import image_of
 
     try:
-        image_of(client, stage.interface.name, code, gpus=stage.resources.gpus > 0)  # type: ignore[arg-type]
-        return None
+        image_of(client, stage.interface.name, code, "cuda" if stage.resources.gpus else "cpu")  # type: ignore[arg-type]
     except UserError as error:
         return error
+    if stage.resources.gpus and "nvidia" not in client.info()["Runtimes"]:  # type: ignore[attr-defined]
+        return UserError("the engine cannot give GPUs to containers", fix="install the NVIDIA Container Toolkit")
+    return None

@@ -81,8 +81,8 @@ class DockerExecutor:
         """The image that an attempt runs in. Raises UserError where it is not there."""
         if attempt.image:
             return image_named(self.client, attempt.image)
-        gpus = bool(attempt.gpus) or self.options.get("flavor") == "cuda"
-        return image_of(self.client, attempt.uses, attempt.code, gpus)
+        flavor = self.options.get("flavor") or ("cuda" if attempt.resources.gpus else "cpu")
+        return image_of(self.client, attempt.uses, attempt.code, flavor)
 
     # --- the protocol ---
 
@@ -165,10 +165,10 @@ class DockerExecutor:
             out["nano_cpus"] = int(min(wanted.cpus, cores) * 1e9)
         if wanted.shm:
             out["shm_size"] = wanted.shm
-        if attempt.gpus:
+        if wanted.gpus:  # which ones, where this machine's are known
             all_ = visible_gpus()
-            ids = [all_[i] if i < len(all_) else str(i) for i in attempt.gpus]
-            out["device_requests"] = [docker.types.DeviceRequest(device_ids=ids, capabilities=[["gpu"]])]
+            which = {"device_ids": [all_[i] for i in attempt.gpus]} if attempt.gpus else {"count": wanted.gpus}
+            out["device_requests"] = [docker.types.DeviceRequest(**which, capabilities=[["gpu"]])]
         return out
 
     def _network(self, attempt: Attempt) -> str:
@@ -180,7 +180,7 @@ class DockerExecutor:
     def _environment(self, attempt: Attempt, image: Image, given: list[Secret], network: str) -> dict[str, str]:
         values = {**HOME, **attempt.environment, "MICROSTAGES_IMAGE": image.digest}
         values.pop("CUDA_VISIBLE_DEVICES", None)  # a container has only its own GPUs, counted from 0
-        if not attempt.gpus:
+        if not attempt.resources.gpus:
             values["NVIDIA_VISIBLE_DEVICES"] = "void"  # images made on CUDA's say "all"
         if network != "none":
             values |= {name: os.environ[name] for name in PROXIES if name in os.environ}

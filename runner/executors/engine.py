@@ -74,8 +74,8 @@ def connect() -> APIClient:
         raise UserError("no Docker engine answers", where=where, fix=start) from None
 
 
-def image_of(client: APIClient, stage: str, code: str, gpus: bool) -> Image:
-    """The image that holds this code of a stage; of several the one made for what is asked for.
+def image_of(client: APIClient, stage: str, code: str, flavor: str) -> Image:
+    """The image that holds this code of a stage; of several one of the flavor (cpu or cuda).
 
     Raises UserError that says whether there is none, or an older one.
     """
@@ -84,7 +84,6 @@ def image_of(client: APIClient, stage: str, code: str, gpus: bool) -> Image:
     found = sorted(all_, key=lambda e: -e["Created"])
     same = [i for i in found if i["Labels"].get(CODE) == code]
     if same:
-        flavor = "cuda" if gpus else "cpu"
         best = next((i for i in same if i["Labels"].get(FLAVOR) == flavor), same[0])
         return _image(client, best["Id"])
     what = f"there is no image of {stage}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -56,21 +57,25 @@ def test_without_an_engine_it_says_so(boxed):
     assert "no Docker engine answers" in done.out and "--target process" in done.out
 
 
-def test_gpus_without_their_runtime_are_told(boxed, engine, tmp_path):
+def test_gpus_without_their_runtime_are_told(boxed, engine, tmp_path, monkeypatch):
     from runner.executors import Attempt
     from runner.executors.docker import DockerExecutor
+    from runner.spec import Resources
 
     if "nvidia" in engine.client.info()["Runtimes"]:
         pytest.skip("this engine has an NVIDIA runtime")
     os.environ["DOCKER_HOST"], before = engine.address, os.environ["DOCKER_HOST"]
     try:
         attempt = Attempt(
-            "gpu-test", "train", ("true",), tmp_path, tmp_path / "log", tmp_path / "log", gpus=(0, 1),
+            "gpu-test", "train", ("true",), tmp_path, tmp_path / "log", tmp_path / "log", resources=Resources(gpus=2),
             writes=(tmp_path / "out",), image=boxed.image, code_folders=(tmp_path,),
         )  # fmt: skip
         executor = DockerExecutor()
         requests = executor._limits(attempt)["device_requests"]
-        assert requests[0]["DeviceIDs"] == ["0", "1"] and requests[0]["Capabilities"] == [["gpu"]]
+        assert requests[0]["Count"] == 2 and requests[0]["Capabilities"] == [["gpu"]]
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")  # the second of those that may be used
+        requests = executor._limits(replace(attempt, gpus=(1,)))["device_requests"]
+        assert requests[0]["DeviceIDs"] == ["3"]
         executor.submit(attempt)
         executor._containers["gpu-test"].thread.join(30)
         status = executor.poll(attempt)
