@@ -332,11 +332,18 @@ class Execution:
             manifests = active.finishing.result()
         else:
             # what a plain command wrote is whole only where it is known to have ended well
-            lost = code == LOST and active.drafts
-            manifests = None if lost else written(active, self.store, self.progress.facts)
+            unknown = code == LOST and active.drafts
+            manifests = None if unknown else written(active, self.store, self.progress.facts)
         if manifests is None:
             if code == LOST and not self.stopping:
-                self._again(active, "its process ended without a result", 0.0, code)
+                lost = self.progress.tries[stage.name] = self.progress.tries.get(stage.name, 0) + 1
+                if lost > max(1, stage.retries):
+                    what = f"it was lost {lost} times: it ended, or was removed, and nobody knows how"
+                    self._give_up(
+                        active, UserError(what, fix="see who ends it: docker events, or the kernel's log"), EXIT_BUG
+                    )
+                else:
+                    self._again(active, "it ended without a result, and nobody knows how", 0.0, code)
             elif code == LOST:
                 self._give_up(active, None, EXIT_STOPPED)
             else:

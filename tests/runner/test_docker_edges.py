@@ -45,6 +45,22 @@ def test_a_container_that_somebody_removes_is_made_again_not_taken_for_done(boxe
     assert boxed.containers() == []
 
 
+def test_a_stage_that_is_lost_again_and_again_is_given_up(boxed, engine, eventually):
+    boxed.one("sleep 600", ", retries: 0")
+    up = boxed.start("up")
+    before = ""
+    for _ in range(2):
+        found = eventually(lambda known=before: (c := boxed.container()) and c["Id"] != known and c)
+        before = found["Id"]
+        up.send_signal(signal.SIGSTOP)
+        engine.client.remove_container(before, force=True)
+        up.send_signal(signal.SIGCONT)
+    out = up.communicate(timeout=60)[0]
+    assert up.returncode == 70
+    assert "it was lost 2 times" in out and "docker events" in out
+    assert boxed.containers() == [] and boxed.nothing_half_made()
+
+
 def test_a_run_that_takes_over_still_hides_the_secrets(boxed, eventually):
     boxed.stage("work", 'echo "token $TOKEN"; [ -e "$(dirname "$0")/go" ] || sleep 600; echo x > "$out/x"')
     boxed.pipeline("target: b\ntargets: {b: {type: docker, secrets: [TOKEN]}}\nstages:\n  a: {uses: ./work}\n")
