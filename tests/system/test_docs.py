@@ -68,14 +68,14 @@ def test_a_documented_command_runs(place: Path, file: str, command: str, request
     own = [ROOT / "stages/train-qlora/.venv/bin", Path(sys.executable).parent]
     path = os.pathsep.join([*(str(p) for p in own), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTEST_ADDOPTS": ""}
-    # the environments are this checkout's: `make` must not install into them from here, however old they are
-    command = re.sub(r"^make ", "make -o .venv/.installed -o stages/train-qlora/.venv/.installed ", command)
     if IN_CONTAINERS.match(command):
         engine = request.getfixturevalue("engine")
         environment["DOCKER_HOST"] = engine.address
         environment["BASE"] = engine.base
+    # the environments are this checkout's: `make` must not install into them from here, however old they are
+    old = "make -o .venv/.installed -o stages/train-qlora/.venv/.installed "
     done = subprocess.run(
-        command,
+        re.sub(r"^make ", old, command),
         shell=True,
         executable="/bin/bash",
         cwd=place,
