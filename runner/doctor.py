@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from microstages.errors import UserError
-from microstages.identity import code_identity
 from microstages.reporting import size
 from microstages.storage import local_path, public
 
@@ -101,10 +100,11 @@ def _processes() -> Iterator[Finding]:
 def _docker(wanted: bool) -> Iterator[Finding]:
     try:
         client = engine.connect()
+        with engine.asked():
+            version, about = client.version(), client.info()
     except UserError as error:
         yield Finding("Docker", "missing" if wanted else "note", f"{error.what} {error.where}".strip(), error.fix)
         return
-    version, about = client.version(), client.info()
     yield Finding("Docker", "ok", f"engine {version['Version']} at {engine.address()}, {about['Driver']}")
     nvidia = "nvidia" in (about.get("Runtimes") or {})
     if shutil.which("nvidia-smi") and not nvidia:
@@ -115,7 +115,7 @@ def _docker(wanted: bool) -> Iterator[Finding]:
     for stage in _built_in():
         name = stage.interface.name
         try:
-            good.append(engine.image_of(client, name, code_identity(stage.code), "cuda" if nvidia else "cpu"))
+            good.append(engine.image_of(client, name, stage.code_identity(), "cuda" if nvidia else "cpu"))
         except UserError as error:
             bad.append(error.what)
     if good:

@@ -35,24 +35,26 @@ def settle(pipeline: Pipeline, code: Mapping[str, str], note: Callable[[str], No
     open_ = [s for s in stages if s.interface.manifest == "stage" and not s.found.image]
     if not open_:
         return out
-    from runner.executors.engine import connect
+    from runner.executors.engine import asked, connect
 
     try:
         client = connect()
-        missing = [(s, why) for s in open_ if (why := _lacks(client, s, code[s.name]))]
+        with asked():
+            version, gpus = client.version()["Version"], "nvidia" in (client.info().get("Runtimes") or {})
+        missing = [(s, why) for s in open_ if (why := _lacks(client, s, code[s.name], gpus))]
     except UserError as error:
         note(f"as local processes: {error.what} ({error.fix.partition(', or')[0]})")
         return out
     out |= {s.name: DOCKER for s in open_ if s not in [m for m, _ in missing]}
     if len(missing) < len(open_):
-        note(f"in containers of the Docker engine {client.version()['Version']}")
+        note(f"in containers of the Docker engine {version}")
     if missing:
         names = ", ".join(s.name for s, _ in missing)
         note(f"{names} as local processes: {missing[0][1].what} ({missing[0][1].fix.partition(', or')[0]})")
     return out
 
 
-def _lacks(client: object, stage: Stage, code: str) -> UserError | None:
+def _lacks(client: object, stage: Stage, code: str, gpus: bool) -> UserError | None:
     """Why the engine cannot run a stage."""
     from runner.executors.engine import image_of
 
@@ -60,6 +62,6 @@ def _lacks(client: object, stage: Stage, code: str) -> UserError | None:
         image_of(client, stage.interface.name, code, "cuda" if stage.resources.gpus else "cpu")  # type: ignore[arg-type]
     except UserError as error:
         return error
-    if stage.resources.gpus and "nvidia" not in client.info()["Runtimes"]:  # type: ignore[attr-defined]
+    if stage.resources.gpus and not gpus:
         return UserError("the engine cannot give GPUs to containers", fix="install the NVIDIA Container Toolkit")
     return None

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +112,10 @@ class DockerExecutor:
         if found[0]["State"] == "created":  # its runner died before it was started
             self._remove(found[0]["Id"])
             return False
-        container = self._watch(attempt, found[0]["Id"], self._hidden(found[0]["Id"]), start=False)
+        hidden = self._hidden(found[0]["Id"])
+        if hidden is None:
+            return False
+        container = self._watch(attempt, found[0]["Id"], hidden, start=False)
         if found[0]["State"] in ("exited", "dead") and container.thread:
             container.thread.join()
         return True
@@ -207,10 +210,16 @@ class DockerExecutor:
         container.thread.start()
         return container
 
-    def _hidden(self, id: str) -> list[str]:
-        """The secrets that a container was given, whatever this runner's target and environment say."""
+    def _hidden(self, id: str) -> list[str] | None:
+        """The secrets that a container was given, whatever this runner's target and environment say; None where it is
+        gone meanwhile."""
+        import docker
+
         with asked():
-            found = self.client.inspect_container(id)
+            try:
+                found = self.client.inspect_container(id)
+            except docker.errors.NotFound:
+                return None
         values = dict(entry.partition("=")[::2] for entry in found["Config"]["Env"])
         names = (found["Config"]["Labels"] or {}).get(SECRETS, "").split()
         out = [values[n] for n in names if n in values]
@@ -273,8 +282,13 @@ class DockerExecutor:
         return LOST, None
 
     def _start(self, c: _Container) -> None:
+        import docker
+
         if not c.signal:  # told to stop already: it need not begin
-            self.client.start(c.id)  # to start what runs changes nothing
+            try:
+                self.client.start(c.id)  # to start what runs changes nothing
+            except docker.errors.APIError as error:  # also what it does not find: a network
+                raise explained(error, c.attempt.stage) from None
         c.started = True
         if c.signal:
             self._tell(c)
@@ -307,18 +321,17 @@ class DockerExecutor:
 
     def _copy(self, c: _Container, file: Path, follow: bool, *, stdout: bool, stderr: bool) -> None:
         stream: Iterator[bytes] = self.client.logs(c.id, stdout=stdout, stderr=stderr, stream=True, follow=follow)
-        known = file.stat().st_size if file.exists() else 0  # the same words as before come first
-        for chunk in c.redact.stream(stream):
-            if c.left:
-                return
-            skip = min(known, len(chunk))
-            known -= skip
-            try:
-                if len(chunk) > skip:
-                    with file.open("ab", buffering=0) as out:
-                        out.write(chunk[skip:])
-            except OSError as error:
-                raise from_os_error(error, file) or UserError(str(error), where=file) from None
+        with _told(file):
+            out = file.open("ab", buffering=0)
+        with out:
+            known = out.tell()  # the same words as before come first
+            for chunk in c.redact.stream(stream):
+                if c.left:
+                    return
+                skip = min(known, len(chunk))
+                known -= skip
+                with _told(file):
+                    out.write(chunk[skip:])
 
     def _remove(self, id: str) -> None:
         """Remove a container with what it holds; tried again for as long as an engine may be away."""
@@ -332,12 +345,20 @@ class DockerExecutor:
                         secrets.drop(Path(mount["Source"]))
                 self.client.remove_container(id, force=True, v=True)
                 return
-            except docker.errors.APIError:  # it is gone, or somebody else is removing it
-                return
-            except OSError:
-                if time.monotonic() > end:
+            except (docker.errors.APIError, OSError) as error:
+                gone = getattr(error, "status_code", None) in (404, 409)  # or somebody else is removing it
+                if gone or time.monotonic() > end:
                     return
                 time.sleep(0.5)
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """A fault of this machine's files is a UserError, so that it is not taken for one of the engine."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, file) or UserError(str(error), where=file) from None
 
 
 def _user(image: Image) -> str:

@@ -99,8 +99,10 @@ def image_named(client: APIClient, name: str) -> Image:
 
     try:
         return _image(client, name)
-    except docker.errors.NotFound:
-        raise UserError(f"the image {name} is not there", fix=f"docker pull {name}, or build it") from None
+    except UserError as error:
+        if isinstance(error.__cause__, docker.errors.NotFound):
+            raise UserError(f"the image {name} is not there", fix=f"docker pull {name}, or build it") from None
+        raise
 
 
 def _image(client: APIClient, name: str) -> Image:
@@ -117,16 +119,13 @@ def _image(client: APIClient, name: str) -> Image:
 
 @contextmanager
 def asked(where: object = "") -> Iterator[None]:
-    """Around calls of the engine: what it refuses is explained, and TemporaryError says that it does not answer. That
-    something is not there is the caller's to explain."""
+    """Around calls of the engine: a UserError explains what it refuses, a TemporaryError says that it does not answer."""
     import docker
 
     try:
         yield
-    except docker.errors.NotFound:
-        raise
     except docker.errors.APIError as error:
-        raise explained(error, where) from None
+        raise explained(error, where) from error
     except OSError as error:  # requests' errors are its children
         what = f"the Docker engine stopped answering ({type(error).__name__})"
         raise TemporaryError(what, where=where, fix="start it, and run again") from None

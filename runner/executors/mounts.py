@@ -22,6 +22,8 @@ MANY = 500  # files of a pattern that are mounted one by one; of more their fold
 OWN = ("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt", "/opt/venv", "/proc", "/run", "/sbin", "/sys",
        "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/var")  # fmt: skip
 
+SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib64", "/opt/venv", "/proc", "/run", "/sbin", "/sys", "/usr")
+
 
 def mounts(attempt: Attempt, given: Iterable[Secret], user: int) -> list[Any]:
     """The mounts of an attempt, as the Docker SDK takes them. Raises UserError for a path that hides the image's."""
@@ -61,7 +63,8 @@ def matches(path: Path) -> list[Path]:
 
 
 def leading_out(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Where the links of a folder lead that leave it: the place that they name, and the file that lies there."""
+    """Where the links of a folder lead that leave it: the place that they name, and the file that lies there. Not what
+    leads into the system (such as a virtual environment's Python): that is the image's own."""
     real = os.path.realpath(folder)
     for top, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -70,5 +73,6 @@ def leading_out(folder: Path) -> Iterator[tuple[Path, Path]]:
                 source = os.path.realpath(path)
                 named = os.path.normpath(os.path.join(top, os.readlink(path)))
                 inside = Path(source).is_relative_to(real) and Path(named).is_relative_to(folder)
-                if not inside and os.path.exists(source):
+                system = any(Path(named).is_relative_to(p) for p in SYSTEM)
+                if not inside and not system and os.path.exists(source):
                     yield Path(named), Path(source)

@@ -112,6 +112,33 @@ def test_links_and_patterns_find_their_files_inside(boxed, tmp_path):
     assert (boxed.output("some") / "x").read_text() == "c,d.txt\n"
 
 
+def test_a_link_into_the_system_leads_to_the_images_own(boxed):
+    """As in a virtual environment in the stage's folder: this machine's Python is not put over the image's."""
+    boxed.one('readlink "$(dirname "$0")/python" > "$out/x"')
+    (boxed.folder / "work/python").symlink_to("/usr/bin/env")
+    boxed.up()
+    assert (boxed.output("a") / "x").read_text() == "/usr/bin/env\n"
+    here = boxed.folder
+    attempt = Attempt("x", "work", (), here, here, here, code_folders=(here / "work",))
+    assert [m["Target"] for m in docker.mounts(attempt, [], 1)] == [str(here / "work")]
+
+
+def test_a_network_that_is_not_there_is_told(boxed):
+    boxed.stage("work", 'echo x > "$out/x"')
+    boxed.pipeline("target: b\ntargets: {b: {type: docker, network: nvidia-net}}\nstages:\n  a: {uses: ./work}\n")
+    done = boxed.run("up")
+    assert done.code == 2
+    assert "nvidia-net not found" in done.out and "GPU" not in done.out
+    assert boxed.containers() == [] and boxed.nothing_half_made()
+
+
+def test_a_stage_that_says_nothing_has_an_empty_log(boxed):
+    boxed.one('echo x > "$out/x"')
+    boxed.stage("work", 'exec 2> /dev/null; echo x > "$out/x"')
+    boxed.up()
+    assert boxed.run("logs", "a").code == 0
+
+
 def test_an_input_that_would_hide_the_image_is_refused(boxed):
     boxed.one("true", ", inputs: {data: /usr/bin}", inputs={"data": ["files"]})
     (boxed.folder / "work/interface.json").write_text(

@@ -130,10 +130,13 @@ def remember(file: Path, memory: Memory) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         fd, new = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
-        with open(fd, "w") as f:
-            f.write(json.dumps(memory))
-        os.chmod(new, 0o644)
-        os.replace(new, file)
+        try:
+            with open(fd, "w") as f:
+                f.write(json.dumps(memory))
+            os.chmod(new, 0o644)
+            os.replace(new, file)
+        except OSError:
+            os.unlink(new)
     except OSError:
         pass
 

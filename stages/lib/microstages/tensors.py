@@ -25,6 +25,7 @@ from microstages.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+KEEP_SIZE = 1  # Linux: reserve room, and let the file be as long as what was written
 WRITE_AT_ONCE = 32 << 20  # bytes after which the disk begins to write
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BITS = {
@@ -240,7 +241,7 @@ class HashingWriter:
         self._writing = Lock()
         self._out = file.open("xb", buffering=0)
         os.fchmod(self._out.fileno(), 0o644)
-        if size and _kernel("fallocate64", self._out.fileno(), 0, 0, size) == errno.ENOSPC:
+        if size and _kernel("fallocate64", self._out.fileno(), KEEP_SIZE, 0, size) == errno.ENOSPC:
             self._out.close()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
@@ -282,7 +283,7 @@ class HashingWriter:
             self._begun, self._unwritten = max(self._begun, start), 0
 
     def written(self, data: bytes | bytearray | memoryview) -> None:
-        """Hash the bytes that follow those hashed before; `write_at` has written them."""
+        """Hash the bytes that follow those hashed before; they were given to `write_at`."""
         self._hash.update(data)
         self.size += len(data)
 
