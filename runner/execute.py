@@ -77,6 +77,7 @@ class Execution:
         self.began = time.monotonic()
         self.stopping = self.announced = 0  # how many signals came, and of how many was told
         self.woken = self.wake = -1  # a pipe: its reading end is readable when something happened
+        self.lost: dict[str, int] = {}  # attempts of a stage of which nobody knows how they ended
         self.depth: dict[str, int] = dict.fromkeys(pipeline.stages, 1)  # stages on the longest way from here to an end
         for stage in reversed(list(pipeline.stages.values())):
             for up in stage.upstream:
@@ -336,7 +337,8 @@ class Execution:
             manifests = None if unknown else written(active, self.store, self.progress.facts)
         if manifests is None:
             if code == LOST and not self.stopping:
-                lost = self.progress.tries[stage.name] = self.progress.tries.get(stage.name, 0) + 1
+                self.progress.tries[stage.name] = self.progress.tries.get(stage.name, 0) + 1
+                lost = self.lost[stage.name] = self.lost.get(stage.name, 0) + 1
                 if lost > max(1, stage.retries):
                     what = f"it was lost {lost} times: it ended, or was removed, and nobody knows how"
                     self._give_up(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -65,6 +65,13 @@ class Engine:
         return str(labels["org.opencontainers.image.base.name"])
 
 
+def without_engine(why: str) -> NoReturn:
+    """Leave a test out; with $MICROSTAGES_REQUIRE_DOCKER=1 let it fail."""
+    if os.environ.get("MICROSTAGES_REQUIRE_DOCKER") == "1":
+        pytest.fail(f"containers are not tested: {why}")
+    pytest.skip(f"CONTAINERS NOT TESTED: {why}")
+
+
 @pytest.fixture(scope="session")
 def engine() -> Engine:
     """A real Docker engine that has the stages' images. $MICROSTAGES_REQUIRE_DOCKER=1: without one the tests fail."""
@@ -79,10 +86,7 @@ def engine() -> Engine:
             module.image_of(client, name, code_of(name), "cpu")
         return Engine(client, module.address())
     except UserError as error:
-        why = f"CONTAINERS NOT TESTED: {error.what} ({error.fix.partition(', or')[0]})"
-        if os.environ.get("MICROSTAGES_REQUIRE_DOCKER") == "1":
-            pytest.fail(why)
-        pytest.skip(why)
+        without_engine(f"{error.what} ({error.fix.partition(', or')[0]})")
     finally:
         os.environ["DOCKER_HOST"] = hidden
 

@@ -119,7 +119,7 @@ def _image(client: APIClient, name: str) -> Image:
 
 @contextmanager
 def asked(where: object = "") -> Iterator[None]:
-    """Around calls of the engine: a UserError explains what it refuses, a TemporaryError says that it does not answer."""
+    """Around calls of the engine: UserError explains what it refuses, TemporaryError says that it does not answer."""
     import docker
 
     try:

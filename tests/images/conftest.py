@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
-from conftest import ENGINE
+from conftest import ENGINE, without_engine
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGES = ROOT / "images"
@@ -27,13 +27,6 @@ def with_engine() -> dict[str, str]:
     """The environment as it was before the tests hid the engine from what does not ask for it."""
     environment = {k: v for k, v in os.environ.items() if k != "DOCKER_HOST"}
     return environment | ({"DOCKER_HOST": ENGINE} if ENGINE else {})
-
-
-def absent(why: str) -> NoReturn:
-    """Skip with one clear line; with MICROSTAGES_REQUIRE_DOCKER=1, fail."""
-    if os.environ.get("MICROSTAGES_REQUIRE_DOCKER") == "1":
-        pytest.fail(why)
-    pytest.skip(f"CONTAINERS NOT TESTED: {why}")
 
 
 @dataclass(frozen=True)
@@ -90,9 +83,9 @@ def images() -> Callable[[str], Image]:
         try:
             engine = Engine.find()
         except BuildError as error:
-            absent(str(error).replace("\n ", ":"))
+            without_engine(str(error).replace("\n ", ":"))
         if missing := [s for s in STAGES if engine.image(tag(s, "cpu")) is None]:
-            absent(f"there is no image of {', '.join(missing)}: make images")
+            without_engine(f"there is no image of {', '.join(missing)}: make images")
         key = '{{index .Config.Labels "org.opencontainers.image.base.name"}}'
         base = engine.run("image", "inspect", "--format", key, tag("base", "cpu")).stdout.strip()
         command = [sys.executable, str(IMAGES / "build.py"), "--base", base]
