@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -158,6 +160,58 @@ def listing(uri: str) -> dict[str, int]:
         return {
             k.removeprefix(root): int(v["size"]) for k, v in fs.find(name, detail=True).items() if v["type"] == "file"
         }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a store: its size in bytes, and its `tag`, which changes whenever it is written (an etag; empty where
+    the store has none)."""
+
+    size: int
+    tag: str = ""
+
+
+def entries(uri: str) -> dict[str, Entry]:
+    """All files below a URI: posix path below it -> entry. Empty where there is nothing. Never stale."""
+    if local_path(uri) is not None:
+        return {name: Entry(size) for name, size in listing(uri).items()}
+    with _Remote(uri):
+        fs, name = filesystem(uri)
+        fs.invalidate_cache()
+        root = fs._strip_protocol(name).rstrip("/") + "/"
+        return {
+            k.removeprefix(root): Entry(int(v["size"]), str(v.get("etag") or v.get("ETag") or ""))
+            for k, v in fs.find(name, detail=True).items()
+            if v["type"] == "file"
+        }
+
+
+def folders(uri: str) -> list[str]:
+    """The names of the folders directly below a URI, sorted; empty where there is nothing."""
+    if (path := local_path(uri)) is not None:
+        return sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    with _Remote(uri):
+        fs, name = filesystem(uri)
+        fs.invalidate_cache()
+        try:
+            return sorted(str(v["name"]).rstrip("/").rsplit("/", 1)[-1] for v in fs.ls(name) if v["type"] != "file")
+        except FileNotFoundError:
+            return []
+
+
+def remove(uri: str) -> None:
+    """Remove a file, or everything below a URI. Nothing there: nothing is done."""
+    if (path := local_path(uri)) is not None:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        return
+    with _Remote(uri):
+        fs, name = filesystem(uri)
+        fs.invalidate_cache()
+        if fs.exists(name):
+            fs.rm(name, recursive=True)
 
 
 def upload(folder: Path, uri: str, names: list[str]) -> None:
