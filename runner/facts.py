@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from microstages.artifact import open_artifact
+from microstages.artifact import identify
 from microstages.errors import TemporaryError, UserError
 from microstages.identity import folder_lines
 
@@ -43,7 +43,7 @@ def outside_digests(pipeline: Pipeline) -> dict[tuple[str, str], str]:
             kinds = stage.interface.inputs[name].kinds
             try:
                 if (value.uri, kinds) not in opened:
-                    opened[value.uri, kinds] = open_artifact(value.uri, kinds).digest
+                    opened[value.uri, kinds] = identify(value.uri, kinds)
                 digests[stage.name, name] = opened[value.uri, kinds]
             except TemporaryError:
                 raise
@@ -65,7 +65,7 @@ def changed_since(stage: Stage, facts: Facts) -> list[str]:
         if isinstance(value, External):
             kinds = stage.interface.inputs[name].kinds
             try:
-                same = open_artifact(value.uri, kinds).digest == facts.outside[stage.name, name]
+                same = identify(value.uri, kinds) == facts.outside[stage.name, name]
             except (UserError, OSError):
                 same = False
             if not same:

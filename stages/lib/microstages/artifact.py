@@ -20,24 +20,25 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from microstages import storage
+from microstages import cache, storage
 from microstages.digest import (
     TICK_NS,
+    FileEntry,
     Memory,
-    cache_folder,
     hash_files,
     hash_tree,
     recall,
     remember,
+    still_known,
     tree_digest,
 )
-from microstages.errors import UserError
+from microstages.errors import DamagedError, UserError
 from microstages.manifest import MANIFEST, REMEMBERED, Manifest
 
 # What tells a folder from outside apart, and the stage that makes such a thing.
@@ -85,69 +86,56 @@ def open_artifact(uri: str, kinds: Iterable[str]) -> Artifact:
     kinds = tuple(kinds)
     folder = storage.local_path(uri)
     if folder is None:
-        return _open_remote(uri, kinds)
+        from microstages.elsewhere import open_remote
+
+        return open_remote(uri, kinds)
     if (folder / MANIFEST).is_file():
         return _open_local(uri, folder, kinds)
     return _open_outside(uri, folder, kinds)
 
 
+def identify(uri: str, kinds: Iterable[str]) -> str:
+    """The digest of what lies at a URI: as `open_artifact(uri, kinds).digest`, and nothing remote is fetched for it
+    where the store can tell."""
+    if storage.local_path(uri) is None:
+        from microstages.elsewhere import identify_remote
+
+        return identify_remote(uri, tuple(kinds))
+    return open_artifact(uri, kinds).digest
+
+
 def _open_local(uri: str, folder: Path, kinds: tuple[str, ...]) -> Artifact:
     manifest = Manifest.from_json((folder / MANIFEST).read_bytes(), folder / MANIFEST)
-    _check_kind(uri, manifest.kind, kinds)
+    check_kind(uri, manifest.kind, kinds)
     verify(folder, manifest)
     return Artifact(uri, folder, manifest.kind, manifest.digest, tuple(f.path for f in manifest.files), manifest)
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
-    """Check every file of a local artifact against its manifest. Raises UserError naming the first that differs."""
-    fix = "the artifact is damaged: remove it and run again"
+    """Check every file of a local artifact against its manifest. Raises DamagedError naming the first that differs."""
     for f in manifest.files:
         path = folder / f.path
         if not path.is_file():
-            raise UserError("this file of the artifact is missing", where=path, fix=fix)
+            raise _damaged(folder, "this file of the artifact is missing", where=path)
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError("this file of the artifact is a link that leaves its folder", where=path, fix=fix)
-        if path.stat().st_size != f.size:
-            raise UserError(
-                f"this file of the artifact was altered: {path.stat().st_size} bytes, not {f.size}", where=path, fix=fix
-            )
+            raise _damaged(folder, "this file of the artifact is a link that leaves its folder", where=path)
+        if (size := path.stat().st_size) != f.size:
+            raise _damaged(folder, f"this file of the artifact was altered: {size} bytes, not {f.size}", where=path)
     old = recall(folder / REMEMBERED)
     found, new = hash_files({f.path: folder / f.path for f in manifest.files}, old)
     for is_, should in zip(found, sorted(manifest.files, key=lambda f: f.path), strict=True):
         if is_ != should:
-            raise UserError(
-                "this file of the artifact was altered: its sha256 differs", where=folder / is_.path, fix=fix
-            )
+            what = "this file of the artifact was altered: its sha256 differs"
+            raise _damaged(folder, what, where=folder / is_.path)
     if new != old:
         remember(folder / REMEMBERED, new)
 
 
-def _open_remote(uri: str, kinds: tuple[str, ...]) -> Artifact:
-    data = storage.read(storage.join(uri, MANIFEST))
-    if data is not None:
-        manifest = Manifest.from_json(data, storage.public(storage.join(uri, MANIFEST)))
-        _check_kind(storage.public(uri), manifest.kind, kinds)
-        target = cache_folder() / "artifacts" / manifest.digest.removeprefix("sha256:")
-        if not (target / MANIFEST).is_file():
-            with Draft(str(target)) as draft:
-                storage.download(uri, draft.path, [f.path for f in manifest.files])
-                verify(draft.path, manifest)
-                draft.publish(manifest)
-        verify(target, manifest)
-        listed = tuple(f.path for f in manifest.files)
-        return Artifact(storage.public(uri), target, manifest.kind, manifest.digest, listed, manifest)
-    names = sorted(storage.listing(uri))
-    if not names:
-        raise UserError("nothing is there", where=storage.public(uri), fix="check the address and the credentials")
-    single = names in ([""], [uri.rsplit("/", 1)[-1]]) and len(names) == 1
-    incoming = cache_folder() / "incoming" / secrets.token_hex(8)
-    incoming.mkdir(parents=True)
-    if single:
-        name = uri.rsplit("/", 1)[-1]
-        storage.download(uri.rsplit("/", 1)[0], incoming, [name])
-        return _open_outside(storage.public(uri), incoming / name, kinds)
-    storage.download(uri, incoming, names)
-    return _open_outside(storage.public(uri), incoming, kinds)
+def _damaged(folder: Path, what: str, where: Path) -> DamagedError:
+    fix = "the artifact is damaged: run the pipeline again and it is made anew, or remove it"
+    error = DamagedError(what, where=where, fix=fix)
+    error.artifact = str(folder)
+    return error
 
 
 def outside_files(path: Path) -> tuple[Path, dict[str, Path]]:
@@ -194,26 +182,34 @@ def outside_digest(path: Path) -> str:
 
 def _open_outside(uri: str, path: Path, kinds: tuple[str, ...]) -> Artifact:
     root, files = outside_files(path)
-    kind = "files"
-    if "files" not in kinds:
-        if root.is_file():
-            raise UserError(
-                f"it is a file; a folder of kind {' or '.join(kinds)} is wanted", where=uri, fix="give the folder"
-            )
-        kind = next((k for k in kinds if k in MARKERS and MARKERS[k] in files), "")
-        if not kind:
-            is_ = next((k for k in reversed(MARKERS) if MARKERS[k] in files), None)
-            marks = " or ".join(f"{MARKERS[k]} ({k})" for k in kinds if k in MARKERS) or f"{MANIFEST} ({kinds[0]})"
-            if is_:
-                raise UserError(
-                    f"it is of kind {is_}; {' or '.join(kinds)} is wanted", where=uri, fix="give another folder"
-                )
-            raise UserError(f"there is no {marks} in it", where=uri, fix="check that this is the right folder")
-        _refuse_pickles(uri, kind, files)
+    kind = outside_kind(uri, root.name if root.is_file() else "", tuple(files), kinds)
     return Artifact(uri, root, kind, outside_digest(path), tuple(files))
 
 
-def _refuse_pickles(uri: str, kind: str, files: Mapping[str, Path]) -> None:
+def outside_kind(uri: str, single: str, names: Sequence[str], kinds: tuple[str, ...]) -> str:
+    """Of which of `kinds` a thing from outside is, by the names of its files (`single`: it is a file of that name).
+
+    Raises UserError where it is of none of them, or has no weights that can be read.
+    """
+    if "files" in kinds:
+        return "files"
+    if single:
+        what = f"it is a file; a folder of kind {' or '.join(kinds)} is wanted"
+        raise UserError(what, where=uri, fix="give the folder")
+    kind = next((k for k in kinds if k in MARKERS and MARKERS[k] in names), "")
+    if not kind:
+        is_ = next((k for k in reversed(MARKERS) if MARKERS[k] in names), None)
+        marks = " or ".join(f"{MARKERS[k]} ({k})" for k in kinds if k in MARKERS) or f"{MANIFEST} ({kinds[0]})"
+        if is_:
+            raise UserError(
+                f"it is of kind {is_}; {' or '.join(kinds)} is wanted", where=uri, fix="give another folder"
+            )
+        raise UserError(f"there is no {marks} in it", where=uri, fix="check that this is the right folder")
+    _refuse_pickles(uri, kind, names)
+    return kind
+
+
+def _refuse_pickles(uri: str, kind: str, files: Sequence[str]) -> None:
     weights = [n for n in files if n.endswith(".safetensors")]
     pickles = [n for n in files if n.endswith(PICKLES)]
     if kind in ("model", "adapter") and not weights:
@@ -228,7 +224,8 @@ def _refuse_pickles(uri: str, kind: str, files: Mapping[str, Path]) -> None:
         )
 
 
-def _check_kind(uri: str, kind: str, kinds: tuple[str, ...]) -> None:
+def check_kind(uri: str, kind: str, kinds: tuple[str, ...]) -> None:
+    """Raises UserError where an artifact is not of one of `kinds`."""
     if kind not in kinds and "files" not in kinds:
         raise UserError(f"it is of kind {kind}; {' or '.join(kinds)} is wanted", where=uri, fix="give another artifact")
 
@@ -250,6 +247,7 @@ class Draft:
         self.metrics: dict[str, Any] = {}
         self.known: Memory = {}  # hashes of files that were hashed while they were written
         self.manifest: Manifest | None = None
+        self._lock: int | None = None  # says that a draft in the cache is alive
         self.target = storage.local_path(uri)
         if self.target is not None:
             if self.target.is_file() or (self.target.is_dir() and any(self.target.iterdir())):
@@ -264,7 +262,8 @@ class Draft:
         else:
             if storage.read(storage.join(uri, MANIFEST)) is not None:
                 raise UserError("an artifact lies there already", where=storage.public(uri), fix="choose a new address")
-            self.path = cache_folder() / "outgoing" / secrets.token_hex(8)
+            self.path, self._lock = cache.outgoing()
+            return
         self.path.mkdir(parents=True)
 
     def __enter__(self) -> Draft:
@@ -274,6 +273,9 @@ class Draft:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def hashed(self, name: str, sha256: str) -> None:
         """Say the sha256 (hex) of a finished file, computed while it was written: `commit` need not read it again.
@@ -302,11 +304,28 @@ class Draft:
             time.sleep(left / 1e9)  # hashes of files changed within this tick of the clock are not believed
         now = time.time_ns()
         known: Memory = {n: [*record[:4], now, record[5]] for n, record in self.known.items()}
+        if self.target is None:
+            return self._send(names, known, provenance)
         entries, memory = hash_files({n: self.path / n for n in names}, known)
         manifest = Manifest(self.kind, tree_digest(entries), tuple(entries), self.metadata, self.metrics, provenance)
-        if self.target is not None:
-            remember(self.path / REMEMBERED, memory)
-        self.publish(manifest)
+        remember(self.path / REMEMBERED, memory)
+        self._move(manifest)
+        return manifest
+
+    def _send(self, names: Sequence[str], known: Memory, provenance: Mapping[str, Any]) -> Manifest:
+        """Copy the files to their store, hashing them on the way, the manifest last."""
+        sizes = {n: (self.path / n).stat().st_size for n in names}
+        hashes = storage.upload(self.path, self.uri, names, still_known({n: self.path / n for n in names}, known))
+        entries = tuple(FileEntry(n, sizes[n], hashes[n]) for n in names)
+        manifest = Manifest(self.kind, tree_digest(entries), entries, self.metadata, self.metrics, provenance)
+        if not storage.create(storage.join(self.uri, MANIFEST), manifest.to_json()):
+            what = "an artifact lies there already"
+            raise UserError(what, where=storage.public(self.uri), fix="choose a new address")
+        self.manifest = manifest
+        if self.kind != "checkpoint":  # who reads it next may be on this machine
+            from microstages.elsewhere import keep
+
+            keep(self.path, manifest)
         return manifest
 
     def _check(self) -> None:
@@ -328,22 +347,13 @@ class Draft:
                         f"{name} is {what}", where=storage.public(self.uri), fix="write a file in its place"
                     )
 
-    def publish(self, manifest: Manifest) -> None:
-        """Move the folder into place (local), or copy it, the manifest last (remote)."""
-        if self.target is None:
-            storage.upload(self.path, self.uri, [f.path for f in manifest.files])
-            if not storage.create(storage.join(self.uri, MANIFEST), manifest.to_json()):
-                raise UserError(
-                    "an artifact lies there already", where=storage.public(self.uri), fix="choose a new address"
-                )
-        else:
-            (self.path / MANIFEST).write_bytes(manifest.to_json())
-            try:
-                os.rename(self.path, self.target)
-            except OSError as error:
-                if self.target.is_dir() and any(self.target.iterdir()):
-                    raise UserError(
-                        "something lies there already", where=self.uri, fix="choose a new folder"
-                    ) from error
-                raise
+    def _move(self, manifest: Manifest) -> None:
+        (self.path / MANIFEST).write_bytes(manifest.to_json())
+        assert self.target is not None
+        try:
+            os.rename(self.path, self.target)
+        except OSError as error:
+            if self.target.is_dir() and any(self.target.iterdir()):
+                raise UserError("something lies there already", where=self.uri, fix="choose a new folder") from error
+            raise
         self.manifest = manifest

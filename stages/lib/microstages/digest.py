@@ -92,6 +92,11 @@ def _unchanged(s: os.stat_result, old: list | None) -> bool:
     )
 
 
+def still_known(files: Mapping[str, Path], memory: Memory) -> dict[str, str]:
+    """Name -> sha256 of the files that are as they were when they were hashed."""
+    return {n: memory[n][5] for n, path in files.items() if _unchanged(_stat(path), memory.get(n))}
+
+
 def _hash(path: Path, before: os.stat_result) -> str:
     with path.open("rb", buffering=0) as f:
         value = hashlib.file_digest(f, "sha256").hexdigest()

@@ -21,7 +21,7 @@ class UserError(Exception):
 
     def __init__(self, what: str, *, where: object = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, str(where), fix
-        super().__init__(str(self))
+        super().__init__(what)
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -33,6 +33,12 @@ class TemporaryError(UserError):
     """What may pass by itself: a store that does not answer, a lost connection. Retried by the runner."""
 
     exit_code = EXIT_TEMPORARY
+
+
+class DamagedError(UserError):
+    """A file of an artifact is missing or altered. `artifact`: the URI of the artifact, as it was given."""
+
+    artifact = ""
 
 
 class Stopped(BaseException):

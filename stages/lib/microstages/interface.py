@@ -38,6 +38,14 @@ class OutputSpec:
 
 
 @dataclass(frozen=True)
+class StateSpec:
+    """The place for what an unfinished run keeps, so that the next start goes on from there."""
+
+    flag: str
+    help: str = ""
+
+
+@dataclass(frozen=True)
 class ParamSpec:
     """One parameter. `affects_result` is false for what only changes speed: it is left out of the fingerprint.
 
@@ -137,6 +145,7 @@ class Interface:
     code: tuple[str, ...] = (".",)
     manifest: str = "stage"  # who writes artifact.json: the stage itself, or the runner for a plain command
     image: str = ""  # the container image that a plain command runs in, where it runs in one
+    state: StateSpec | None = None  # None: a stage that keeps nothing of an unfinished run
     schema: int = field(default=SCHEMA)
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,6 +182,7 @@ class Interface:
             **({"image": self.image} if self.image else {}),
             "inputs": {k: asdict(v) for k, v in self.inputs.items()},
             "outputs": {k: asdict(v) for k, v in self.outputs.items()},
+            **({"state": asdict(self.state)} if self.state else {}),
             "params": {
                 k: lean(asdict(v), ("flag", "type", "default", "affects_result")) for k, v in self.params.items()
             },
@@ -204,6 +214,7 @@ class Interface:
             interface = Interface(
                 v["name"], v["version"], v["summary"], tuple(v["command"]), inputs, outputs, params,
                 tuple(v.get("code", (".",))), v.get("manifest", "stage"), str(v.get("image", "")),
+                StateSpec(**v["state"]) if v.get("state") else None,
             )  # fmt: skip
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"this interface cannot be read: {error}", where=where, fix=fix) from None

@@ -15,7 +15,7 @@ from microstages.errors import UserError
 MANIFEST = "artifact.json"
 REMEMBERED = ".verified.json"  # the local memory of hashes beside a manifest; no part of the artifact
 SCHEMA = 1
-KINDS = ("dataset", "adapter", "model", "onnx-model", "predictions")
+KINDS = ("dataset", "adapter", "model", "onnx-model", "predictions", "checkpoint")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 

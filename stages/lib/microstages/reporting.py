@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from microstages.watch import Watch
+
 EVERY = 0.2  # seconds between two progress events
 PLAIN_EVERY = 5.0  # seconds between two plain lines
 
@@ -61,9 +63,9 @@ class Reporter:
         self.event("metric", **values)
 
     @contextmanager
-    def progress(self, label: str, total: float | None = None, unit: str = "") -> Iterator[Progress]:
-        """Progress over `total` units (None: unknown)."""
-        bar = Progress(self, label, total, unit)
+    def progress(self, label: str, total: float | None = None, unit: str = "", start: float = 0) -> Iterator[Progress]:
+        """Progress over `total` units (None: unknown), of which `start` were done before."""
+        bar = Progress(self, label, total, unit, start)
         yield bar
         bar.finish()
 
@@ -81,9 +83,9 @@ class Reporter:
 class Progress:
     """`update(done)` as often as you like; it speaks at a readable pace."""
 
-    def __init__(self, reporter: Reporter, label: str, total: float | None, unit: str) -> None:
+    def __init__(self, reporter: Reporter, label: str, total: float | None, unit: str, start: float = 0) -> None:
         self._r, self.label, self.total, self.unit = reporter, label, total, unit
-        self.done = 0.0
+        self.done = self._start = float(start)
         self._began = time.monotonic()
         self._event_at = self._plain_at = 0.0
         self._values: dict[str, Any] = {}
@@ -118,7 +120,7 @@ class Progress:
 
     def _text(self, now: float) -> str:
         seconds = now - self._began
-        rate = self.done / seconds if seconds > 0 else 0.0
+        rate = (self.done - self._start) / seconds if seconds > 0 else 0.0
         parts = [self.label]
         if self.total:
             share = min(1.0, self.done / self.total)
@@ -133,6 +135,31 @@ class Progress:
             parts.append(f"{_count(self.done)} {self.unit}".rstrip())
         parts += [f"{k} {v}" for k, v in self._values.items()]
         return "  ".join(parts)
+
+
+class Transfers(Watch):
+    """Shows transfers as progress, in MB."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._r = reporter
+        self._bar: Progress | None = None
+        self._moved = 0
+
+    def note(self, text: str) -> None:
+        self._r.log(text)
+
+    def begin(self, label: str, total: int) -> None:
+        self._bar, self._moved = Progress(self._r, label, total / 1e6, "MB"), 0
+
+    def moved(self, size: int) -> None:
+        if self._bar is not None:
+            self._moved += size
+            self._bar.update(self._moved / 1e6)
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.finish()
+        self._bar = None
 
 
 def _count(n: float) -> str:

@@ -28,13 +28,23 @@ from pathlib import Path
 from types import FrameType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from microstages import storage
+from microstages import storage, watch
 from microstages.artifact import Artifact, Draft, open_artifact
-from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EXIT_USER, Stopped, UserError, from_os_error
+from microstages.errors import (
+    EXIT_BUG,
+    EXIT_OK,
+    EXIT_STOPPED,
+    EXIT_USER,
+    DamagedError,
+    Stopped,
+    UserError,
+    from_os_error,
+)
 from microstages.identity import code_identity, fingerprint
-from microstages.interface import InputSpec, Interface, OutputSpec, ParamSpec
+from microstages.interface import InputSpec, Interface, OutputSpec, ParamSpec, StateSpec
 from microstages.provenance import hardware, software
-from microstages.reporting import Reporter, duration, reporting, size
+from microstages.reporting import Reporter, Transfers, duration, reporting, size
+from microstages.state import Place
 
 
 class Input:
@@ -49,6 +59,16 @@ class Output:
 
     def __init__(self, kind: str, *, name: str, help: str = "") -> None:
         self.kind, self.name, self.help = kind, name, help
+
+
+class State:
+    """Marks a parameter `Annotated[Place | None, State(help)] = None`: where the checkpoints of an unfinished run lie.
+
+    It is no part of the fingerprint. After the outputs are committed the run's checkpoints are removed.
+    """
+
+    def __init__(self, help: str = "") -> None:
+        self.help = help
 
 
 class Param:
@@ -123,19 +143,22 @@ class Stage:
         inputs: dict[str, InputSpec] = {}
         outputs: dict[str, OutputSpec] = {}
         params: dict[str, ParamSpec] = {}
+        state: StateSpec | None = None
         for name, (type_, mark, default) in self._signature().items():
             flag = "--" + name.replace("_", "-")
             if isinstance(mark, Input):
                 inputs[name] = InputSpec(flag, mark.kinds, default is inspect.Parameter.empty, mark.help)
             elif isinstance(mark, Output):
                 outputs[mark.name] = OutputSpec(flag, mark.kind, mark.help)
+            elif isinstance(mark, State):
+                state = StateSpec(flag, mark.help)
             else:
                 params[name] = _param_spec(flag, type_, mark, default)
         folders = ("lib/training" if u == "microstages_training" else "lib" for u in self.uses)
         code = (self.package, "../lib/microstages", *(f"../{f}/{u}" for f, u in zip(folders, self.uses, strict=True)))
         return Interface(
             self.name, self.version, inspect.getdoc(self.function).split("\n")[0],  # type: ignore[union-attr]
-            (self.name,), inputs, outputs, params, code,
+            (self.name,), inputs, outputs, params, code, state=state,
         )  # fmt: skip
 
     @property
@@ -170,6 +193,8 @@ class Stage:
             elif isinstance(mark, Input):
                 help_ = f"[{' or '.join(mark.kinds)}] {mark.help}"
                 panel = {"metavar": "URI"}
+            elif isinstance(mark, State):
+                help_, panel = mark.help, {"metavar": "URI"}
             else:
                 spec: ParamSpec = specs[name]
                 kind = {"integer": int, "number": float, "boolean": bool, "list": list[str]}.get(spec.type, str)
@@ -215,11 +240,12 @@ class Stage:
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)
         with reporting(self.name) as report:
+            watch.current = Transfers(report)
             try:
                 self._work(values, report)
                 return EXIT_OK
-            except Stopped:
-                report.log(f"{self.name}: stopped; nothing unfinished is left behind")
+            except Stopped as stopped:
+                report.log(f"{self.name}: {stopped or 'stopped; nothing unfinished is left behind'}")
                 return EXIT_STOPPED
             except UserError as error:
                 return self._failed(report, error)
@@ -235,9 +261,11 @@ class Stage:
                 return self._bug(report)
 
     def _failed(self, report: Reporter, error: UserError) -> int:
+        damaged = {"damaged": storage.public(error.artifact)} if isinstance(error, DamagedError) else {}
         report.event(
-            "error", message=str(error), what=error.what, where=error.where, fix=error.fix, exit_code=error.exit_code
-        )
+            "error", message=str(error), what=error.what, where=error.where, fix=error.fix, exit_code=error.exit_code,
+            **damaged,
+        )  # fmt: skip
         report._clear()
         report.say(f"{self.name}: error: {error}\n")
         return error.exit_code
@@ -268,8 +296,11 @@ class Stage:
         print_ = fingerprint(self.name, code, interface.identity_params(params), digests)
         outputs: dict[str, Draft] = {}
         run = Run(report, params)
+        place: Place | None = None
         try:
             for name, (_, mark, _) in self._signature().items():
+                if isinstance(mark, State):
+                    arguments[name] = place = Place(values[name], print_) if values[name] else None
                 if isinstance(mark, Output):
                     draft = None
                     if values[name] is not None:
@@ -297,6 +328,8 @@ class Stage:
                 report.event("artifact", output=name, uri=uri, digest=manifest.digest, size=manifest.size)
                 took = duration(time.time() - began)
                 report.log(f"{self.name}: wrote {uri}  {size(manifest.size)}, {len(manifest.files)} files, in {took}")
+            if place is not None:
+                _clear(place, report)
         finally:
             for draft in outputs.values():
                 draft.__exit__(None, None, None)
@@ -323,7 +356,16 @@ def _opened(spec: InputSpec, uri: str) -> Artifact:
     try:
         return open_artifact(uri, spec.kinds)
     except UserError as error:
-        raise type(error)(f"{error.what}", where=f"{spec.flag} {error.where}", fix=error.fix) from None
+        error.where = f"{spec.flag} {error.where}"
+        raise error from None
+
+
+def _clear(place: Place, report: Reporter) -> None:
+    """Remove the checkpoints of a finished run. Its result stands, so a failure is only told."""
+    try:
+        place.clear()
+    except (UserError, OSError) as error:
+        report.warn(f"the checkpoints at {storage.public(place.uri)} could not be removed: {error}")
 
 
 def _param_spec(flag: str, type_: Any, mark: Param, default: Any) -> ParamSpec:

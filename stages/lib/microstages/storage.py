@@ -1,7 +1,7 @@
 """The few operations on URIs that artifacts need.
 
 A local place (a plain path, `file://`) never goes through fsspec: it is read in place, renamed atomically, and costs
-no import. Everything else is fsspec's, file by file: no step relies on a rename or on a listing being fresh.
+no import. Everything else goes to `remote`, file by file: no step relies on a rename or on a listing being fresh.
 """
 
 from __future__ import annotations
@@ -10,15 +10,28 @@ import os
 import re
 import shutil
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from microstages.errors import TemporaryError, UserError, from_os_error
+from microstages.errors import DamagedError
+from microstages.watch import watching
 
-TRANSFERS = 4  # files in flight at once
+if TYPE_CHECKING:
+    from microstages.remote import Driver
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a store: its size in bytes, and its `tag`, which changes whenever it is written (an etag; empty where
+    the store has none)."""
+
+    size: int
+    tag: str = ""
 
 
 def local_path(uri: str) -> Path | None:
@@ -45,46 +58,19 @@ def public(uri: str) -> str:
     return f"{parts.scheme}://{netloc}{parts.path}"
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
-    """fsspec's file system and path of a remote URI. Raises UserError where the protocol has no driver here."""
-    import fsspec
+def _ask(uri: str, work: Callable[[Driver, str], Awaitable[T]], size: int = 0) -> T:
+    """One operation on a remote place, tried again while its trouble may pass."""
+    from microstages import remote
 
-    try:
-        return fsspec.core.url_to_fs(uri)
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"this address cannot be opened: {error}",
-            where=public(uri),
-            fix="install the fsspec driver of its protocol, or check the spelling",
-        ) from None
-
-
-class _Remote:
-    """Names the URI in the errors of a remote operation."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, PermissionError):
-            raise UserError(f"access denied: {error}", where=public(self.uri), fix="check the credentials") from None
-        if isinstance(error, FileNotFoundError):
-            raise UserError("no such file or folder", where=public(self.uri), fix="check the address") from None
-        if isinstance(error, OSError) and not isinstance(error, FileExistsError):
-            known = from_os_error(error, public(self.uri))
-            raise known or TemporaryError(str(error), where=public(self.uri), fix="try again") from None
+    driver, path = remote.driver(uri)
+    return remote.call(remote.persist(lambda: work(driver, path), public(uri), size, watching()))
 
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     if (path := local_path(uri)) is not None:
         return path.exists()
-    with _Remote(uri):
-        fs, name = filesystem(uri)
-        return bool(fs.exists(name))
+    return bool(entries(uri))
 
 
 def read(uri: str) -> bytes | None:
@@ -94,12 +80,10 @@ def read(uri: str) -> bytes | None:
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
-    with _Remote(uri):
-        fs, name = filesystem(uri)
-        try:
-            return bytes(fs.cat_file(name))
-        except FileNotFoundError:
-            return None
+    try:
+        return _ask(uri, lambda driver, name: driver.read(name))
+    except FileNotFoundError:
+        return None
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -120,13 +104,11 @@ def create(uri: str, data: bytes) -> bool:
             return False
         finally:
             os.unlink(new)
-    with _Remote(uri):
-        fs, name = filesystem(uri)
-        try:
-            fs.pipe_file(name, data, mode="create")
-            return True
-        except FileExistsError:
-            return False
+    try:
+        _ask(uri, lambda driver, name: driver.write(name, data, create=True), len(data))
+        return True
+    except FileExistsError:
+        return read(uri) == data  # it may be ours: made by a request whose answer got lost
 
 
 def replace(uri: str, data: bytes) -> None:
@@ -143,60 +125,28 @@ def replace(uri: str, data: bytes) -> None:
             os.unlink(new)
             raise
         return
-    with _Remote(uri):
-        fs, name = filesystem(uri)
-        fs.pipe_file(name, data)
+    _ask(uri, lambda driver, name: driver.write(name, data), len(data))
 
 
 def listing(uri: str) -> dict[str, int]:
     """All files below a URI: posix path below it -> size in bytes. Empty where there is nothing."""
-    if (path := local_path(uri)) is not None:
-        found = (p for p in path.rglob("*") if p.is_file())
-        return {p.relative_to(path).as_posix(): p.stat().st_size for p in found}
-    with _Remote(uri):
-        fs, name = filesystem(uri)
-        fs.invalidate_cache()
-        root = fs._strip_protocol(name).rstrip("/") + "/"
-        return {
-            k.removeprefix(root): int(v["size"]) for k, v in fs.find(name, detail=True).items() if v["type"] == "file"
-        }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file in a store: its size in bytes, and its `tag`, which changes whenever it is written (an etag; empty where
-    the store has none)."""
-
-    size: int
-    tag: str = ""
+    return {name: entry.size for name, entry in entries(uri).items()}
 
 
 def entries(uri: str) -> dict[str, Entry]:
-    """All files below a URI: posix path below it -> entry. Empty where there is nothing. Never stale."""
-    if local_path(uri) is not None:
-        return {name: Entry(size) for name, size in listing(uri).items()}
-    with _Remote(uri):
-        fs, name = filesystem(uri)
-        fs.invalidate_cache()
-        root = fs._strip_protocol(name).rstrip("/") + "/"
-        return {
-            k.removeprefix(root): Entry(int(v["size"]), str(v.get("etag") or v.get("ETag") or ""))
-            for k, v in fs.find(name, detail=True).items()
-            if v["type"] == "file"
-        }
+    """All files below a URI: posix path below it -> size and tag; of a remote file itself the name is ''. Empty where
+    there is nothing. Never stale."""
+    if (path := local_path(uri)) is not None:
+        found = (p for p in path.rglob("*") if p.is_file())
+        return {p.relative_to(path).as_posix(): Entry(p.stat().st_size) for p in found}
+    return _ask(uri, lambda driver, name: driver.entries(name))
 
 
 def folders(uri: str) -> list[str]:
     """The names of the folders directly below a URI, sorted; empty where there is nothing."""
     if (path := local_path(uri)) is not None:
         return sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-    with _Remote(uri):
-        fs, name = filesystem(uri)
-        fs.invalidate_cache()
-        try:
-            return sorted(str(v["name"]).rstrip("/").rsplit("/", 1)[-1] for v in fs.ls(name) if v["type"] != "file")
-        except FileNotFoundError:
-            return []
+    return _ask(uri, lambda driver, name: driver.folders(name))
 
 
 def remove(uri: str) -> None:
@@ -207,34 +157,57 @@ def remove(uri: str) -> None:
         else:
             path.unlink(missing_ok=True)
         return
-    with _Remote(uri):
-        fs, name = filesystem(uri)
-        fs.invalidate_cache()
-        if fs.exists(name):
-            fs.rm(name, recursive=True)
+
+    async def work(driver: Driver, name: str) -> None:
+        await driver.remove(name, list(await driver.entries(name)))
+
+    _ask(uri, work, size=50_000_000)
 
 
-def upload(folder: Path, uri: str, names: list[str]) -> None:
-    """Copy files of a local folder to a remote URI."""
-    fs, root = filesystem(uri)
+def upload(
+    folder: Path, uri: str, names: Sequence[str], known: Mapping[str, str] | None = None, resume: bool = False
+) -> dict[str, str]:
+    """Copy files of a local folder to a remote URI: name -> sha256 (hex), computed on the way unless `known`.
 
-    def one(name: str) -> None:
-        with _Remote(join(uri, name)):
-            fs.put_file(str(folder / name), f"{root.rstrip('/')}/{name}")
+    `resume`: go on with large files that an earlier call to the same URI was cut off in.
+    """
+    from microstages import remote
+    from microstages.remote.transfer import send
 
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        list(pool.map(one, names))
+    driver, path = remote.driver(uri)
+    return remote.call(send(driver, folder, path, names, known or {}, public(uri), watching(), resume))
 
 
-def download(uri: str, folder: Path, names: list[str]) -> None:
-    """Copy files below a remote URI into a local folder."""
-    fs, root = filesystem(uri)
+def download(
+    uri: str, folder: Path, sizes: Mapping[str, int], hashes: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Copy files below a remote URI (name -> bytes) into a local folder, checked against their sha256 (hex).
 
-    def one(name: str) -> None:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _Remote(join(uri, name)):
-            fs.get_file(f"{root.rstrip('/')}/{name}", str(target))
+    What lies there from a download that was cut off is not fetched again. Raises DamagedError naming a missing or
+    altered file, TemporaryError where the store does not answer.
+    """
+    from microstages import remote
+    from microstages.remote.transfer import REMEDY, receive
 
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        list(pool.map(one, names))
+    driver, path = remote.driver(uri)
+    work = receive(driver, path, folder, sizes, hashes or {}, public(uri), tags, watching())
+    try:
+        remote.call(work)
+    except FileNotFoundError as error:
+        where = public(uri).rstrip("/") + str(error.args[0] if error.args else "").removeprefix(path.rstrip("/"))
+        raise DamagedError("this file of the artifact is missing", where=where, fix=REMEDY) from None
+
+
+def fetch_whole(uri: str, file: Path) -> None:
+    """Copy a remote file whose size its store does not tell."""
+    _ask(uri, lambda driver, name: driver.get(name, str(file)), size=1 << 30)
+
+
+def hashes(uri: str, sizes: Mapping[str, int]) -> dict[str, str | None]:
+    """Read files below a remote URI through (name -> bytes): name -> sha256 (hex), None where one is not there."""
+    from microstages import remote
+    from microstages.remote.transfer import hash_remote
+
+    driver, path = remote.driver(uri)
+    return remote.call(hash_remote(driver, path, sizes, public(uri), watching()))

@@ -125,12 +125,14 @@ def test_a_missing_and_a_truncated_file_are_named(tmp_path: Path):
         open_artifact(str(tmp_path / "out"), ("dataset",))
 
 
-def test_an_altered_remote_artifact_is_found(tmp_path: Path):
+def test_an_altered_remote_artifact_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import fsspec
 
     uri = f"memory://{tmp_path.name}/out"
+    monkeypatch.setenv("MICROSTAGES_CACHE", str(tmp_path / "writer"))
     write(uri, {**FILES, "a.txt": b"never read before"})
     fsspec.filesystem("memory").pipe_file(f"/{tmp_path.name}/out/a.txt", b"alphb")
+    monkeypatch.setenv("MICROSTAGES_CACHE", str(tmp_path / "reader"))
     with pytest.raises(UserError, match=r"a\.txt.*altered"):
         open_artifact(uri, ("dataset",))
 
