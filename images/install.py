@@ -31,7 +31,8 @@ TIME = 1_700_000_000
 # Patterns in site-packages. Tests of packages; headers and tools to compile against torch, of no use without a
 # compiler (torch_shm_manager in torch/bin is what torch looks for when it is imported: it stays).
 UNUSED = [
-    *(f"{package}/**/tests" for package in ("fsspec", "mpmath", "networkx", "numpy", "pyarrow", "sympy")),
+    *(f"{package}/**/tests" for package in ("adlfs", "aioitertools", "fsspec", "mpmath", "networkx")),
+    *(f"{package}/**/tests" for package in ("numpy", "pyarrow", "sympy")),
     "onnx/backend/test", "pyarrow/include", "torch/include", "torch/share/cmake", "torch/test",
     "torch/bin/[!t]*", "torch/bin/test_*",
     "bitsandbytes/libbitsandbytes_rocm*", "bitsandbytes/libbitsandbytes_xpu*",
@@ -41,6 +42,8 @@ UNUSED_BY_FLAVOR = {
     "cpu": ["bitsandbytes/libbitsandbytes_cuda*"],
     "cuda": ["bitsandbytes/libbitsandbytes_cuda11*", "bitsandbytes/libbitsandbytes_cuda12*"],
 }
+# The descriptions of the services that botocore speaks to: S3, and what its credentials may come from.
+KEPT = {"botocore/data": ("s3", "signin", "sso", "sso-oidc", "sts")}
 UNUSED_SCRIPTS = ("backend-test-tools",)
 
 
@@ -106,15 +109,19 @@ def prune(flavor: str) -> None:
                 shutil.rmtree(path)
             elif path.exists():
                 path.unlink()
+    for folder, kept in KEPT.items():
+        for path in site.glob(f"{folder}/*/"):
+            if path.is_dir() and path.name not in kept:
+                shutil.rmtree(path)
     for name in UNUSED_SCRIPTS:
         (DELTA / VENV / "bin" / name).unlink(missing_ok=True)
     for record in site.glob("*.dist-info/RECORD"):
         with open(record, newline="") as f:
             rows = list(csv.reader(f))
-        kept = [row for row in rows if (site / row[0]).exists()]
-        if len(kept) < len(rows):
+        left = [row for row in rows if (site / row[0]).exists()]
+        if len(left) < len(rows):
             with open(record, "w", newline="") as f:
-                csv.writer(f, lineterminator="\n").writerows(kept)
+                csv.writer(f, lineterminator="\n").writerows(left)
 
 
 def finish() -> None:

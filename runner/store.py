@@ -10,6 +10,7 @@ result is either there completely or not at all. A result that was damaged later
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -23,7 +24,8 @@ from typing import Any
 
 from microstages import storage
 from microstages.artifact import verify
-from microstages.errors import TemporaryError, UserError, from_os_error
+from microstages.digest import cache_folder
+from microstages.errors import DamagedError, TemporaryError, UserError, from_os_error
 from microstages.interface import Interface
 from microstages.manifest import MANIFEST, Manifest
 
@@ -114,10 +116,14 @@ class Store:
             value = json.loads(data)
             attempt = str(value["attempt"])
             digests = {str(k): str(v["digest"]) for k, v in value["outputs"].items()}
+            listings = {str(k): str(v.get("listing", "")) for k, v in value["outputs"].items()}
+            why = str(value.get("damaged") or "")
         except (ValueError, TypeError, KeyError, AttributeError):
             return Damaged("", "commit.json cannot be read")
+        if why:
+            return Damaged(attempt, why)
         try:
-            outputs = {name: self._output(stage, fingerprint, attempt, name) for name in digests}
+            outputs = {name: self._output(stage, fingerprint, attempt, name, listings[name]) for name in digests}
         except TemporaryError:
             raise
         except UserError as error:
@@ -127,7 +133,7 @@ class Store:
                 return Damaged(attempt, f"{outputs[name].uri}: it is not what was committed")
         return Result(fingerprint, attempt, outputs)
 
-    def _output(self, stage: str, fingerprint: str, attempt: str, name: str) -> Output:
+    def _output(self, stage: str, fingerprint: str, attempt: str, name: str, listing: str) -> Output:
         uri = self.output_uri(stage, fingerprint, attempt, name)
         data = storage.read(storage.join(uri, MANIFEST))
         if data is None:
@@ -136,10 +142,7 @@ class Store:
         if (folder := storage.local_path(uri)) is not None:
             verify(folder, manifest)
         else:
-            sizes = storage.listing(uri)
-            for f in manifest.files:
-                if sizes.get(f.path) != f.size:
-                    raise UserError("this file of the artifact is missing or altered", where=storage.join(uri, f.path))
+            _verify_remote(uri, manifest, listing)
         return Output(uri, manifest)
 
     def attempt_outputs(self, interface: Interface, fingerprint: str, attempt: str) -> dict[str, Manifest] | None:
@@ -178,7 +181,7 @@ class Store:
             "stage": stage,
             "fingerprint": fingerprint,
             "attempt": attempt,
-            "outputs": {k: {"kind": m.kind, "digest": m.digest, "size": m.size} for k, m in manifests.items()},
+            "outputs": {k: self._summary(stage, fingerprint, attempt, k, m) for k, m in manifests.items()},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         data = (json.dumps(value, indent=1) + "\n").encode()
@@ -193,10 +196,76 @@ class Store:
         outputs = {k: Output(self.output_uri(stage, fingerprint, attempt, k), m) for k, m in manifests.items()}
         return Result(fingerprint, attempt, outputs)
 
+    def _summary(self, stage: str, fingerprint: str, attempt: str, name: str, manifest: Manifest) -> dict[str, Any]:
+        """An output as commit.json names it. Raises UserError where a remote one is not whole."""
+        out = {"kind": manifest.kind, "digest": manifest.digest, "size": manifest.size}
+        if self.path is None:
+            uri = self.output_uri(stage, fingerprint, attempt, name)
+            entries = storage.entries(uri)
+            _check_sizes(uri, manifest, entries)
+            out["listing"] = _listing(entries)
+        return out
+
+    def mark_damaged(self, stage: str, fingerprint: str, attempt: str, why: str) -> None:
+        """Say that a committed result was found damaged by who read it: it is not reused, but made anew."""
+        uri = self._commit_uri(stage, fingerprint)
+        with suppress(ValueError, TypeError):
+            value = json.loads(storage.read(uri) or b"null")
+            if value is not None and value["attempt"] == attempt:
+                storage.replace(uri, (json.dumps({**value, "damaged": why}, indent=1) + "\n").encode())
+
     def discard(self, stage: str, fingerprint: str, attempt: str) -> None:
-        """Remove what a dead attempt of a local store left behind."""
-        if self.path is not None and attempt:
-            folder = self.path / "artifacts" / stage / fingerprint
-            shutil.rmtree(folder / attempt, ignore_errors=True)
-            with suppress(OSError):
-                folder.rmdir()  # only where nothing else is in it
+        """Remove what a dead attempt left behind. Where its store cannot be reached it stays until `runner gc`."""
+        if not attempt:
+            return
+        if self.path is None:
+            with suppress(UserError):
+                storage.remove(storage.join(self.uri, "artifacts", stage, fingerprint, attempt))
+            return
+        folder = self.path / "artifacts" / stage / fingerprint
+        shutil.rmtree(folder / attempt, ignore_errors=True)
+        with suppress(OSError):
+            folder.rmdir()  # only where nothing else is in it
+
+
+def _listing(entries: Mapping[str, storage.Entry]) -> str:
+    """What a remote folder looks like: changes whenever a file in it is written, added or removed. Empty where its
+    store has no tags."""
+    if not all(e.tag for e in entries.values()):
+        return ""
+    lines = "".join(f"{e.tag}  {e.size}  {name}\n" for name, e in sorted(entries.items()))
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def _check_sizes(uri: str, manifest: Manifest, entries: Mapping[str, storage.Entry]) -> None:
+    for f in manifest.files:
+        if f.path not in entries:
+            raise DamagedError("this file of the artifact is missing", where=storage.join(uri, f.path))
+        if entries[f.path].size != f.size:
+            what = f"this file of the artifact was altered: {entries[f.path].size} bytes, not {f.size}"
+            raise DamagedError(what, where=storage.join(uri, f.path))
+
+
+def _verify_remote(uri: str, manifest: Manifest, committed: str) -> None:
+    """Check a remote artifact: its files look as they did when it was committed, or else their bytes are read.
+
+    Raises DamagedError naming the first file that differs.
+    """
+    entries = storage.entries(uri)
+    _check_sizes(uri, manifest, entries)
+    seen = _listing(entries)
+    if seen and seen == committed:
+        return
+    # Something was written since, or the store was copied: only the bytes can tell. What they told is remembered.
+    key = hashlib.sha256(f"{uri} {manifest.digest} {seen}".encode()).hexdigest()
+    known = cache_folder() / "verified" / key
+    if seen and known.exists():
+        return
+    hashes = storage.hashes(uri, {f.path: f.size for f in manifest.files})
+    for f in manifest.files:
+        if hashes[f.path] != f.sha256:
+            what = "this file of the artifact was altered: its sha256 differs"
+            raise DamagedError(what, where=storage.join(uri, f.path))
+    with suppress(OSError):
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.touch()

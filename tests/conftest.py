@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+pytest_plugins = ("stores.fixtures",)
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 STAGES = ("prepare-data", "train-lora", "train-qlora", "merge", "build-onnx", "infer")

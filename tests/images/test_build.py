@@ -156,6 +156,8 @@ def test_what_no_stage_can_use_goes_from_the_record_too(monkeypatch: pytest.Monk
     kept = ["numpy/__init__.py", "torch/bin/torch_shm_manager", "bitsandbytes/libbitsandbytes_cuda130.so"]
     gone = ["numpy/lib/tests/test_a.py", "torch/bin/protoc", "torch/bin/test_api", "torch/include/a.h"]
     gone += ["bitsandbytes/libbitsandbytes_cuda118.so", "bitsandbytes/libbitsandbytes_rocm72.so"]
+    kept += ["botocore/data/endpoints.json", "botocore/data/s3/service.json", "botocore/data/sso-oidc/service.json"]
+    gone += ["botocore/data/ec2/service.json", "botocore/data/s3control/service.json"]
     for name in [*kept, *gone]:
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_text("")

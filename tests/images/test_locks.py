@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,22 @@ def test_only_qlora_has_bitsandbytes_and_only_four_have_torch():
         assert {s for s in STAGES if "bitsandbytes" in locked(s, flavor)} == {"train-qlora"}
         with_torch = {s for s in STAGES if "torch" in locked(s, flavor)}
         assert with_torch == {"train-lora", "train-qlora", "build-onnx", "infer"}
+
+
+def test_every_stage_has_the_drivers_of_all_stores_and_the_runner_alone_has_none():
+    from layers import FLAVORS, LOCKS, read_lock
+    from lock import closure
+
+    drivers = {"adlfs", "s3fs", "gcsfs", "huggingface-hub"}
+    for flavor in FLAVORS:
+        assert drivers <= set(read_lock(LOCKS / f"core.{flavor}.txt"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    alone = closure(project["dependencies"])
+    assert not {*drivers, "aiohttp", "botocore", "azure-core", "grpcio"} & set(alone)
+    extras = project["optional-dependencies"]
+    assert {name: drivers & set(closure(extras[name])) for name in extras} == {
+        "azure": {"adlfs"}, "s3": {"s3fs"}, "gcs": {"gcsfs"}, "hf": {"huggingface-hub"}, "stores": drivers,
+    }  # fmt: skip
 
 
 def test_the_cpu_lock_takes_torch_without_cuda_or_the_general_wheel():

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from microstages import cache, storage
 from microstages.artifact import Artifact, check_kind, outside_digest, outside_kind
-from microstages.digest import TICK_NS, Memory, cache_folder, remember
+from microstages.digest import TICK_NS, Memory, remember
 from microstages.errors import DamagedError, UserError
 from microstages.manifest import MANIFEST, REMEMBERED, Manifest
 from microstages.storage import Entry
@@ -142,8 +142,7 @@ class _Thing:
             folder = cache.entry("outside", self.digest.removeprefix("sha256:"), size, self._fill)
             path = folder / self.name if self.name else folder
             return Artifact(self.uri, path, self.kind, self.digest, tuple(self._names()))
-        partial = cache_folder() / "outgoing" / secrets.token_hex(8)  # nothing tells whether it is the one from before
-        partial.mkdir(parents=True)
+        partial, lock = cache.outgoing()  # nothing tells whether it is the one from before
         try:
             self._fill(partial)
             digest = outside_digest(partial / self.name if self.name else partial)
@@ -154,6 +153,7 @@ class _Thing:
             folder = cache.entry("outside", digest.removeprefix("sha256:"), size, move)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            os.close(lock)
         return Artifact(self.uri, folder / self.name if self.name else folder, self.kind, digest, tuple(self._names()))
 
     def _names(self) -> list[str]:

@@ -65,12 +65,15 @@ class Repository:
             raise UserError("it is not in the hub's cache, and HF_HUB_OFFLINE is set", where=self.uri, fix=fix)
         return cached
 
-    def _cached(self) -> str | None:
+    def _ref(self) -> Path:
+        """Where the hub's cache says which commit the revision was."""
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        folder = Path(HF_HUB_CACHE) / f"{self.type}s--{self.name.replace('/', '--')}" / "refs" / self.revision
+        return Path(HF_HUB_CACHE) / f"{self.type}s--{self.name.replace('/', '--')}" / "refs" / self.revision
+
+    def _cached(self) -> str | None:
         with suppress(OSError):
-            return folder.read_text().strip()
+            return self._ref().read_text().strip()
         return None
 
     def digest(self, commit: str) -> str:
@@ -91,6 +94,10 @@ class Repository:
             raise
         except Exception as error:
             raise self._told(error) from None
+        if not _COMMIT.fullmatch(self.revision):  # so that it is found by its name without a network
+            with suppress(OSError):
+                self._ref().parent.mkdir(parents=True, exist_ok=True)
+                self._ref().write_text(commit)
         path = Path(folder) / self.path if self.path else Path(folder)
         if not path.exists():
             raise UserError(f"there is no {self.path} in it", where=self.uri, fix="check the path and the revision")

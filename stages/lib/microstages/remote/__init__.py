@@ -27,7 +27,7 @@ from microstages.watch import Watch
 T = TypeVar("T")
 
 CONNECT = 10  # seconds that a connection may take
-SILENCE = 60  # seconds that a store may be silent in the middle of an answer
+SILENCE = 30  # seconds that a store may be silent in the middle of an answer
 SLOWEST = 50_000  # bytes a second: a transfer slower than that is given up and begun anew
 PAUSES = (0.2, 10.0)  # seconds: the first pause before a new try, and the longest
 

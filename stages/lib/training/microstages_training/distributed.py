@@ -4,7 +4,9 @@ Only the adapter's gradients cross between them, in one sum per step, so the bas
 are the same however many processes share them (`batches.Plan.share`): the result is that of one, within rounding.
 
 The parent starts torchrun with a job file, passes rank 0's events on, and turns a failed job into its error. When the
-parent is told to stop it ends the whole process group.
+parent is told to stop while they train and keep checkpoints, it tells rank 0 through a leash (`stopping.Leash`); all
+processes agree on the step, rank 0 saves, all end. Else, and when it is told twice, it ends the whole process group.
+Processes whose parent was killed stop in the same way.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from microstages.errors import UserError
+from microstages.errors import Stopped, UserError
 from microstages.reporting import Reporter
+
+from microstages_training.stopping import SIGNALS, Leash, Stopping
 
 PATIENCE = 10  # seconds that processes get to end before they are killed
 
@@ -44,6 +48,14 @@ class Team:
         dist.all_reduce(moved)
         return moved.to(tensor.device)
 
+    def agree(self, said: bool) -> bool:
+        """Whether any process said so."""
+        if self.size == 1:
+            return said
+        import torch
+
+        return bool(self.sum(torch.tensor(float(said))) > 0)
+
     def sum_gradients(self, parameters: Iterable[Any]) -> None:
         """Sum the gradients of all processes in place; a process that had no micro-batch counts as zero."""
         if self.size == 1:
@@ -65,6 +77,13 @@ def launch(job: Any, processes: int, report: Reporter) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="train-") as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(asdict(job)))
+        leash, training = Leash(Path(folder) / "leash"), False
+
+        def told() -> None:
+            if not training:  # nothing to save yet: end at once
+                raise Stopped()
+            leash.pull()
+
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
                    "-m", "microstages_training.worker", str(file)]  # fmt: skip
         environment = {
@@ -72,13 +91,17 @@ def launch(job: Any, processes: int, report: Reporter) -> dict[str, Any]:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
-        ) as child:
+        with (
+            leash.hold(),
+            Stopping(told, signals=SIGNALS if job.keep is not None else ()),
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
+            ) as child,
+        ):
             try:
                 assert child.stdout is not None
                 for line in child.stdout:
-                    _pass_on(line, report)
+                    training = _pass_on(line, report) == "progress" or training
                 code = child.wait()
             finally:
                 _end(child)
@@ -86,21 +109,25 @@ def launch(job: Any, processes: int, report: Reporter) -> dict[str, Any]:
         value = json.loads(outcome.read_text()) if outcome.is_file() else {}
         if "error" in value:
             raise UserError(value["error"]["what"], where=value["error"]["where"], fix=value["error"]["fix"])
+        if "stopped" in value:
+            raise Stopped(value["stopped"])
         if code or not value:
             raise RuntimeError(f"a training process ended with code {code}; what it said stands above")
         return value
 
 
-def _pass_on(line: str, report: Reporter) -> None:
+def _pass_on(line: str, report: Reporter) -> str:
+    """Pass on an event, and say of which kind it is."""
     try:
         event = json.loads(line)
-        kind = event.pop("event")
+        kind = str(event.pop("event"))
     except (ValueError, KeyError, TypeError, AttributeError):
         print(line, end="", file=sys.stderr)
-        return
+        return ""
     for name in ("stage", "time"):
         event.pop(name, None)
     report.event(kind, **event)
+    return kind
 
 
 def _end(child: subprocess.Popen[str]) -> None:

@@ -1,59 +1,43 @@
 """The training loop. Everything that changes while it runs is in `State`; step n is a pure function of that, the
-settings and the data: order, learning rate and dropout are computed from the step's number, never carried along.
+settings and the data: order, learning rate and random numbers are computed from the step's number, never carried along.
 
-On the CPU the result is the same to the bit, whatever the number of threads. The loss of a step is the mean over all
-its trained tokens, over all micro-batches and processes.
+On the CPU the result is the same to the bit, whatever the number of threads and however often it was stopped. The loss
+of a step is the mean over all its trained tokens, over all micro-batches and processes.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
-from microstages.errors import UserError
+from microstages.errors import Stopped, UserError
 from microstages.reporting import Reporter
 
 from microstages_training import adapter
 from microstages_training.batches import Examples, MicroBatch, Plan, fill
+from microstages_training.checkpoints import Keeper
 from microstages_training.distributed import Team
 from microstages_training.model import Model
 from microstages_training.optimizer import make_optimizer, rate_at, warmup_steps
 from microstages_training.settings import Settings
+from microstages_training.state import State, restore
+from microstages_training.stopping import Stopping
 
 POINTS = 1000  # the curve has at most so many; a point is the mean over the steps since the last
 
 
-@dataclass
-class State:
-    """Where training stands: with the adapter's weights in the model, all that a continuation needs."""
-
-    optimizer: Any
-    step: int = 0
-    epoch: float = 0.0
-    curve: list[dict[str, float]] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Any] | None = None  # the adapter of the best evaluation, kept only with early stopping
-    best_loss: float = math.inf
-    worse: int = 0  # evaluations since the best
-    stopped_early: bool = False
-
-
-@dataclass
-class Meter:
-    """What was done and how long it took, evaluations apart."""
-
-    tokens: int = 0
-    trained_tokens: int = 0
-    seconds: float = 0.0
-
-
 @dataclass(frozen=True)
 class Task:
-    """What is trained, on what, how, by whom, and who hears of it. `test` may be missing."""
+    """What is trained, on what, how, by whom, and who hears of it. `test` may be missing.
+
+    `keeper` makes checkpoints (in one process), `resume` is the folder of the one to go on from.
+    """
 
     model: Model
     train: Examples
@@ -62,22 +46,42 @@ class Task:
     settings: Settings
     team: Team
     report: Reporter
+    stopping: Stopping
+    keeper: Keeper | None = None
+    resume: Path | None = None
 
 
-def fit(task: Task) -> tuple[State, Meter]:
-    """Train the adapter in the task's model. Raises UserError where the loss is no longer finite."""
+def fit(task: Task) -> State:
+    """Train the adapter in the task's model, from its checkpoint on where it has one.
+
+    Raises UserError where the loss is no longer finite; Stopped where it is told to stop, after saving a checkpoint.
+    """
     model, settings, total = task.model, task.settings, task.plan.total
     state = State(make_optimizer((p for _, p in model.trained), settings, model.device))
-    meter = Meter()
-    warmup = warmup_steps(settings.warmup, total)
-    eval_steps = evaluation_steps(settings.eval_every, total) | {total}
-    every = math.ceil(total / POINTS)
-    loss_sum = trained_sum = 0.0
-    _evaluate(task, state)
-    if settings.gradient_checkpointing:
-        model.save_memory()
+    if task.resume is not None:
+        restore(task.resume, model, state)
+        if task.keeper is not None:
+            task.keeper.resumed(state)
+    with task.stopping:
+        with task.keeper or nullcontext():
+            if not state.step:
+                _evaluate(task, state)
+            if settings.gradient_checkpointing:
+                model.save_memory()
+            _train(task, state, evaluation_steps(settings.eval_every, total) | {total})
+        if task.team.agree(task.stopping.asked):
+            _stop(task, state)
+    return state
+
+
+def _train(task: Task, state: State, eval_steps: set[int]) -> None:
+    """All steps that are left."""
+    model, settings, total, meter = task.model, task.settings, task.plan.total, state.meter
+    warmup, every = warmup_steps(settings.warmup, total), math.ceil(total / POINTS)
     model.causal.train()
-    with task.report.progress("training", total, "steps") as bar:
+    with task.report.progress("training", total, "steps", state.step) as bar:
+        if state.step and _is_over(task, state, eval_steps):
+            return
         for epoch, micro in task.plan.walk(state.step):
             began = time.monotonic()
             rate = settings.learning_rate * rate_at(state.step, total, warmup, settings.schedule)
@@ -89,44 +93,65 @@ def fit(task: Task) -> tuple[State, Meter]:
                     where="--learning-rate",
                     fix=f"use a lower one than {settings.learning_rate:g}, or a longer --warmup",
                 )
-            loss_sum, trained_sum = loss_sum + done.loss * done.trained_tokens, trained_sum + done.trained_tokens
+            state.loss_sum += done.loss * done.trained_tokens
+            state.trained_sum += done.trained_tokens
             meter.tokens += done.tokens
             meter.trained_tokens += done.trained_tokens
             meter.seconds += time.monotonic() - began
             if state.step % every == 0 or state.step == total:
-                point = {"step": state.step, "epoch": epoch, "loss": loss_sum / max(1.0, trained_sum)}
+                point = {"step": state.step, "epoch": epoch, "loss": state.loss_sum / max(1.0, state.trained_sum)}
                 point |= {"learning_rate": rate, "gradient_norm": done.norm}
                 state.curve.append({k: _short(v) for k, v in point.items()})
-                loss_sum = trained_sum = 0.0
+                state.loss_sum = state.trained_sum = 0.0
             bar.update(state.step, loss=f"{done.loss:.3f}", speed=f"{meter.tokens / meter.seconds:,.0f} tokens/s")
-            if state.step in eval_steps:
-                _evaluate(task, state)
-                model.causal.train()
-                if settings.early_stopping_patience and state.worse >= settings.early_stopping_patience:
-                    state.stopped_early = state.step < total
-                    break
-    return state, meter
+            if done.stop:
+                _stop(task, state)
+            if _is_over(task, state, eval_steps):
+                return
+            if task.keeper is not None and state.step < total:
+                task.keeper.after(state)
+
+
+def _is_over(task: Task, state: State, eval_steps: set[int]) -> bool:
+    """What follows a step: the evaluation that is due, unless it was made before a checkpoint; whether it was the last
+    step, or training ends early."""
+    total, patience = task.plan.total, task.settings.early_stopping_patience
+    if state.step in eval_steps:
+        if not state.evaluated:
+            _evaluate(task, state)
+            task.model.causal.train()
+        if patience and state.worse >= patience:
+            state.stopped_early = state.step < total
+            return True
+    return state.step >= total
+
+
+def _stop(task: Task, state: State) -> NoReturn:
+    """Save a checkpoint and end as one who was told to."""
+    where = f"stopped at step {state.step:,} of {task.plan.total:,}"
+    raise Stopped(f"{where}; {task.keeper.at_once(state)}" if task.keeper is not None else where)
 
 
 @dataclass(frozen=True)
 class Done:
-    """One optimizer step: mean loss per trained token, norm of the gradients before clipping, tokens."""
+    """One optimizer step: mean loss per trained token, norm of the gradients before clipping, tokens; whether one of
+    the processes was told to stop."""
 
     loss: float
     norm: float
     tokens: int
     trained_tokens: int
+    stop: bool
 
 
 def _step(task: Task, state: State, micro: list[Any], rate: float) -> Done:
     model, settings, team = task.model, task.settings, task.team
-    if settings.dropout:
-        torch.manual_seed((settings.seed << 20) + state.step * team.size + team.rank)
+    torch.manual_seed((settings.seed << 20) + state.step * team.size + team.rank)
     batches = [task.train.micro_batch(bins) for bins in task.plan.share(micro, team.rank, team.size)]
     counts = [sum(len(b.input_ids) for b in batches), sum(len(b.targets) for b in batches)]
     tokens, trained = (int(v) for v in team.sum(torch.tensor(counts, dtype=torch.float64)).tolist())
     if not trained:
-        return Done(0.0, 0.0, tokens, 0)
+        return Done(0.0, 0.0, tokens, 0, team.agree(task.stopping.asked))
     parameters = [p for _, p in model.trained]
     state.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=model.device)
@@ -137,7 +162,9 @@ def _step(task: Task, state: State, micro: list[Any], rate: float) -> Done:
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
-    return Done(float(team.sum(total)) / trained, float(norm), tokens, trained)
+    asked = total.new_tensor(float(task.stopping.asked))
+    loss, stop = team.sum(torch.stack((total, asked))).tolist()  # one sum over the processes for both
+    return Done(loss / trained, float(norm), tokens, trained, stop > 0)
 
 
 def evaluation_steps(every: float, total: int) -> set[int]:
@@ -153,7 +180,10 @@ def _evaluate(task: Task, state: State) -> None:
     """Measure the loss on the held-out rows and remember it; keep the adapter where it is the best so far."""
     if task.test is None:
         return
-    loss = _short(mean_loss(task.model, task.test, task.settings.batch_tokens, task.team))
+    mean = mean_loss(task.model, task.test, task.settings.batch_tokens, task.team, lambda: task.stopping.asked)
+    if mean is None:
+        _stop(task, state)
+    loss = _short(mean)
     state.evaluations.append({"step": state.step, "epoch": _short(state.epoch), "loss": loss})
     task.report.metric(step=state.step, eval_loss=loss)
     if loss < state.best_loss:
@@ -164,21 +194,31 @@ def _evaluate(task: Task, state: State) -> None:
         state.worse += 1
 
 
-def micro_batches(examples: Examples, batch_tokens: int, rank: int = 0, processes: int = 1) -> Iterator[MicroBatch]:
-    """All bins of a split in order, as micro-batches; with several processes every n-th of them."""
-    longest = int(examples.bin_tokens.max())
-    for piece in fill(examples.bin_tokens, max(batch_tokens, longest))[rank::processes]:
+def micro_batches(examples: Examples, batch_tokens: int) -> Iterator[MicroBatch]:
+    """All bins of a split in order, as micro-batches."""
+    for piece in _pieces(examples, batch_tokens):
         yield examples.micro_batch(range(piece.start, piece.stop))
 
 
-def mean_loss(model: Model, examples: Examples, batch_tokens: int, team: Team) -> float:
-    """Mean loss per trained token over a whole split, in nats."""
+def _pieces(examples: Examples, batch_tokens: int) -> list[slice]:
+    return fill(examples.bin_tokens, max(batch_tokens, int(examples.bin_tokens.max())))
+
+
+def mean_loss(
+    model: Model, examples: Examples, batch_tokens: int, team: Team, asked: Callable[[], bool]
+) -> float | None:
+    """Mean loss per trained token over a whole split, in nats; None where a process is `asked` to stop meanwhile."""
     model.causal.eval()
     total, count = torch.zeros((), dtype=torch.float64, device=model.device), 0
-    for batch in micro_batches(examples, batch_tokens, team.rank, team.size):
-        if len(batch.targets):
-            total += model.losses(batch)[0].double().sum()
-            count += len(batch.targets)
+    pieces = _pieces(examples, batch_tokens)
+    for first in range(0, len(pieces), team.size):
+        if team.agree(asked()):
+            return None
+        for piece in pieces[first : first + team.size][team.rank : team.rank + 1]:
+            batch = examples.micro_batch(range(piece.start, piece.stop))
+            if len(batch.targets):
+                total += model.losses(batch)[0].double().sum()
+                count += len(batch.targets)
     sums = team.sum(torch.tensor([float(total), count], dtype=torch.float64))
     return float(sums[0] / sums[1])
 

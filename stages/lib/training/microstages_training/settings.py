@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from microstages.errors import UserError
-from microstages.stage import Param
+from microstages.stage import Param, State
+from microstages.state import Place
 
 Rank = Annotated[int, Param("rank of the adapter's matrices", min=1)]
 Alpha = Annotated[float, Param("scale: the update is alpha / rank × B·A (rsLoRA: alpha / √rank)", above=0)]
@@ -54,6 +55,19 @@ Patience = Annotated[
 Gpus = Annotated[int, Param("GPUs of this machine to use; 0: all. Without one it runs on the CPU", min=0, affects_result=False)]  # fmt: skip  # noqa: E501
 Liger = Annotated[bool, Param("fused kernels of liger-kernel, on NVIDIA GPUs")]
 Threads = Annotated[int, Param("CPU threads; 0: the cores that are free", min=0, affects_result=False)]
+Checkpoints = Annotated[
+    Place | None,
+    State("a folder or address of their own for checkpoints; a run that finds its checkpoints there goes on from them"),
+]
+CheckpointEvery = Annotated[
+    float,
+    Param("make a checkpoint: below 1 after this share of all steps, else steps; 0: by time only", min=0,
+          affects_result=False),
+]  # fmt: skip
+CheckpointMinutes = Annotated[
+    float, Param("make a checkpoint after so long; 0: not by time", min=0, unit="minutes", affects_result=False)
+]
+CheckpointsKept = Annotated[int, Param("checkpoints kept, the newest", min=1, affects_result=False)]
 
 QuantType = Annotated[Literal["nf4", "fp4"], Param("4-bit type of the base model's linear layers")]
 DoubleQuant = Annotated[bool, Param("quantize the scales too")]
@@ -92,6 +106,9 @@ class Settings:
     gpus: int = 0
     liger: bool = False
     threads: int = 0
+    checkpoint_every: float = 0.0
+    checkpoint_minutes: float = 5.0
+    checkpoints_kept: int = 2
     optimizer: str = "adamw"
     quant_type: str | None = None  # None: the base model is not quantized
     double_quant: bool = True

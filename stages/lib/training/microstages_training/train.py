@@ -1,9 +1,10 @@
 """From a data set and a base model to an adapter: what `train-lora` and `train-qlora` do.
 
-    check the inputs  ->  load the base model  ->  add the adapter  ->  fit  ->  write
+    check the inputs  ->  find a checkpoint  ->  load the base model  ->  add the adapter  ->  fit  ->  write
 
 Written: `adapter_config.json`, `adapter_model.safetensors` (PEFT's format), `training.json` (losses and learning rate
-by step), `loss.svg`. The same inputs and parameters give the same bytes on the same kind of CPU.
+by step), `loss.svg`. The same inputs and parameters give the same bytes on the same kind of CPU, however often the run
+was stopped and went on from a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,29 @@ from microstages.errors import UserError
 from microstages.machine import peak_memory
 from microstages.reporting import Reporter, duration
 from microstages.stage import Run
+from microstages.state import Place
 from microstages.tokens import ModelText
 
 from microstages_training.settings import Settings
 
 # What infer and merge need to know about the data that an adapter was trained on.
 CARRIED = ("tokenizer_sha256", "vocab_size", "end_token", "end_token_id", "stop_token_ids", "template", "max_length")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Where checkpoints go, and the folder of the one to go on from (empty: none). `damaged` ones are to be removed."""
+
+    uri: str
+    fingerprint: str
+    resume: str = ""
+    resume_uri: str = ""
+    damaged: list[str] = field(default_factory=list)
+
+    def place(self) -> Place:
+        place = Place(self.uri, self.fingerprint)
+        place.damaged.update(self.damaged)
+        return place
 
 
 @dataclass(frozen=True)
@@ -41,11 +60,13 @@ class Job:
     output: str
     settings: Settings
     device: str = "cpu"
+    keep: Keep | None = None  # None: no checkpoints
 
     @staticmethod
     def from_json(text: str) -> Job:
         value = json.loads(text)
-        return Job(**{**value, "settings": Settings(**value["settings"])})
+        keep = Keep(**value["keep"]) if value["keep"] is not None else None
+        return Job(**{**value, "settings": Settings(**value["settings"]), "keep": keep})
 
     def splits(self) -> tuple[Split, Split | None]:
         """The train split, and the held-out one where it has trained tokens."""
@@ -58,14 +79,21 @@ class Job:
         return train, test if test is not None and len(test.bin_lengths) and test.trained.any() else None
 
 
-def train(run: Run, dataset: Artifact, base_model: Artifact, output: Draft, settings: Settings) -> None:
-    """Train an adapter and write it to `output`. Raises UserError for everything the caller can mend."""
+def train(
+    run: Run, dataset: Artifact, base_model: Artifact, output: Draft, settings: Settings, place: Place | None = None
+) -> None:
+    """Train an adapter and write it to `output`, with checkpoints at `place`, from the newest of them on.
+
+    Raises UserError for everything the caller can mend.
+    """
     settings.check()
     job = Job(
         str(dataset.path), dataset.uri, dict(dataset.metadata), str(base_model.path), base_model.digest,
         str(output.path), settings,
     )  # fmt: skip
     check(job, base_model.uri)
+    if place is not None:
+        job = replace(job, keep=find(place, run.report))
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
@@ -81,11 +109,20 @@ def train(run: Run, dataset: Artifact, base_model: Artifact, output: Draft, sett
     require_gpu(settings, device)
     processes = (settings.gpus or gpus) if gpus else 1
     if processes > 1:
-        found = launch(Job(**{**job.__dict__, "device": "cuda"}), processes, run.report)
+        found = launch(replace(job, device="cuda"), processes, run.report)
     else:
         found = run_job(job, Team(), device, run.report)
     output.metadata.update(found["metadata"])
     output.metrics.update(found["metrics"])
+
+
+def find(place: Place, report: Reporter) -> Keep:
+    """The newest good checkpoint at a place, and what lies there that is not."""
+    found = place.newest(report.warn)
+    with suppress(UserError, OSError):  # no matter for this run
+        place.sweep()
+    folder, uri = (str(found.path), found.uri) if found is not None else ("", "")
+    return Keep(place.uri, place.fingerprint, folder, uri, sorted(place.damaged))
 
 
 def check(job: Job, base_uri: str) -> None:
@@ -132,18 +169,24 @@ def check(job: Job, base_uri: str) -> None:
         )
 
 
-def run_job(job: Job, team: Any, device: Any, report: Reporter) -> dict[str, Any]:
-    """Train in this process (one of `team`). Rank 0 writes the files. Returns metadata and metrics."""
+def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = None) -> dict[str, Any]:
+    """Train in this process (one of `team`). Rank 0 writes the files. Returns metadata and metrics.
+
+    `stopping` says how it is told to stop; without it by signals, where there are checkpoints to save.
+    """
     from microstages_training.machine import FreeCores, keep_memory, resolve_precision, set_threads
 
     began, free, settings = time.monotonic(), FreeCores(), job.settings
     from microstages_training import adapter, attention, curve, quantized
     from microstages_training.base import add_adapter, load_base
     from microstages_training.batches import Examples, Plan
+    from microstages_training.checkpoints import Keeper
     from microstages_training.endtoken import check_end_token
-    from microstages_training.loop import Task, fit
+    from microstages_training.loop import Task, evaluation_steps, fit
     from microstages_training.model import Model
     from microstages_training.optimizer import warmup_steps
+    from microstages_training.state import rest_of
+    from microstages_training.stopping import SIGNALS, Stopping
 
     train, test = (Examples(s) if s is not None else None for s in job.splits())
     assert train is not None
@@ -155,7 +198,10 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter) -> dict[str, Any
             where="--warmup",
             fix="give fewer, or a share below 1",
         )
+    keep, resume = job.keep, Path(job.keep.resume) if job.keep is not None and job.keep.resume else None
     precision = resolve_precision(settings.precision, device)
+    if resume is not None and settings.precision == "auto":
+        precision = rest_of(resume)["precision"]  # as it began, also on another kind of machine
     attention.register()
     if device.type == "cpu":
         keep_memory()
@@ -186,7 +232,15 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter) -> dict[str, Any
         f"{plan.total:,} steps of up to {settings.batch_tokens * settings.accumulation:,} tokens"
     )
     check_end_token(model, train, job.dataset_metadata, settings, report)
-    state, meter = fit(Task(model, train, test, plan, settings, team, report))
+    keeper = None
+    if keep is not None and team.rank == 0:
+        keeper = Keeper(
+            keep.place(), model, report, total=plan.total, found=keep.resume_uri, kept=settings.checkpoints_kept,
+            steps=evaluation_steps(settings.checkpoint_every, plan.total), minutes=settings.checkpoint_minutes,
+        )  # fmt: skip
+    stopping = stopping or Stopping(signals=SIGNALS if keep is not None else ())
+    state = fit(Task(model, train, test, plan, settings, team, report, stopping, keeper, resume))
+    meter = state.meter
     tensors = state.best if state.best is not None else adapter.weights(model.peft)
     if team.rank == 0:
         folder = Path(job.output)
@@ -210,6 +264,8 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter) -> dict[str, Any
         "processes": team.size,
         **peak_memory(),
     }
+    if state.resumed_from is not None:
+        metrics["resumed_from_step"] = state.resumed_from
     said = f"loss {metrics['train_loss']:.3f}"
     if state.evaluations:
         metrics["eval_loss_before"] = state.evaluations[0]["loss"]

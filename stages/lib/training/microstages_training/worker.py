@@ -1,6 +1,7 @@
 """One of several training processes: `python -m microstages_training.worker job.json`, started by torchrun.
 
-Rank 0 writes the adapter and `outcome.json` beside the job file; its stdout carries events for the parent.
+Rank 0 writes the adapter, checkpoints, and `outcome.json` beside the job file; its stdout carries events for the
+parent. A process that stops because it is told to ends with 0, or torchrun would take it for failed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import os
 import sys
 from pathlib import Path
 
-from microstages.errors import EXIT_USER, UserError
+from microstages.errors import EXIT_USER, Stopped, UserError
 from microstages.reporting import Reporter
 
 from microstages_training.distributed import Team
+from microstages_training.stopping import SIGNALS, Leash, Stopping
 from microstages_training.train import Job, run_job
 
 
@@ -30,11 +32,18 @@ def main(file: Path) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    stopping = Stopping(
+        signals=SIGNALS if job.keep is not None else (),
+        insists=False,
+        also=Leash(file.parent / "leash").pulled if rank == 0 else lambda: False,
+    )
     try:
-        found = run_job(job, Team(rank, size, device), device, Reporter("train", events, words))
+        found = run_job(job, Team(rank, size, device), device, Reporter("train", events, words), stopping)
+    except Stopped as stopped:
+        found = {"stopped": str(stopped)}
     except UserError as error:
         found = {"error": {"what": error.what, "where": error.where, "fix": error.fix}}
-    if rank == 0:
+    if rank == 0 and file.parent.is_dir():  # else the parent was killed, and its folder removed
         (file.parent / "outcome.json").write_text(json.dumps(found))
     dist.destroy_process_group()
     return EXIT_USER if "error" in found else 0
