@@ -19,6 +19,7 @@ def main(
     dataset: Annotated[Artifact, Input("dataset", help="prepared with the base model's tokenizer")],
     base_model: Annotated[Artifact, Input("model", help="a model folder with safetensors weights")],
     output: Annotated[Draft, Output("adapter", name="adapter")],
+    checkpoints: s.Checkpoints = None,
     rank: s.Rank = Settings.rank,
     alpha: s.Alpha = Settings.alpha,
     dropout: s.Dropout = Settings.dropout,
@@ -44,6 +45,9 @@ def main(
     gpus: s.Gpus = Settings.gpus,
     liger: s.Liger = Settings.liger,
     threads: s.Threads = Settings.threads,
+    checkpoint_every: s.CheckpointEvery = Settings.checkpoint_every,
+    checkpoint_minutes: s.CheckpointMinutes = Settings.checkpoint_minutes,
+    checkpoints_kept: s.CheckpointsKept = Settings.checkpoints_kept,
 ) -> None:
     """Train a LoRA adapter on a base model.
 
@@ -52,7 +56,7 @@ def main(
     """
     from microstages_training.train import train
 
-    train(run, dataset, base_model, output, Settings.of(dict(run.params)))
+    train(run, dataset, base_model, output, Settings.of(dict(run.params)), checkpoints)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import os, sys, time
 from typing import Annotated, Literal
 from microstages.artifact import Artifact, Draft
 from microstages.errors import TemporaryError, UserError
-from microstages.stage import Input, Output, Param, Run, stage
+from microstages.stage import Input, Output, Param, Run, State, stage
+from microstages.state import Place
 
 
 @stage("demo", package="microstages_demo")
@@ -27,6 +28,7 @@ def main(
     source: Annotated[Artifact, Input("files", help="what to read")],
     output: Annotated[Draft, Output("dataset", name="dataset")],
     model: Annotated[Artifact | None, Input("model", "adapter")] = None,
+    state: Annotated[Place | None, State("where an unfinished run is kept")] = None,
     rank: Annotated[int, Param("the rank", min=1, max=99)] = 8,
     rate: Annotated[float, Param("the rate", above=0, unit="per step")] = 1e-3,
     words: Annotated[list[str] | None, Param("some words")] = None,
@@ -42,6 +44,13 @@ def main(
     More words about it.
     """
     (output.path / "copy.txt").write_bytes(source.paths()[0].read_bytes())
+    if state is not None:
+        found = state.newest(run.warn)
+        step = found.metadata["step"] + 1 if found else 1
+        run.report.event("checkpoint", step=step)
+        with state.draft(step) as draft:
+            (draft.path / "step.txt").write_text(str(step))
+            draft.commit({})
     if how == "bug":
         raise ValueError("oops")
     if how == "user":
@@ -149,6 +158,39 @@ def test_describe_says_what_the_signature_says(demo):
     assert p["fold"].type == "boolean" and "bug" in p["how"].choices
     assert not p["threads"].affects_result
     assert interface.to_json() == demo("describe").stdout
+
+
+def test_what_an_unfinished_run_kept_is_found_again_and_removed_when_it_is_done(demo):
+    flags = ("--source", "in.txt", "--output", "out", "--state", "kept")
+    interface = Interface.parse(demo("describe").stdout, "describe")
+    assert interface.state is not None and interface.state.flag == "--state" and interface.state.help
+    assert "state" not in interface.params and "state" not in interface.inputs
+
+    def step(done):
+        return [e["step"] for e in map(json.loads, done.stdout.splitlines()) if e["event"] == "checkpoint"]
+
+    # a run that fails keeps its state, and the same run goes on from it
+    assert [step(demo(*flags, "--note", "x", "--how", "bug")) for _ in range(3)] == [[1], [2], [3]]
+    # another run does not
+    other = demo(*flags, "--how", "plain")
+    assert step(other) == [1] and "is the checkpoint of another run" in other.stderr
+    # what is done removes what is its own, whatever the other's state is
+    assert [p.name[:8] for p in sorted((demo.folder / "kept").iterdir())] == ["00000001", "00000002", "00000003"]
+    (demo.folder / "kept/notes.txt").write_text("mine")
+    (demo.folder / "out").rename(demo.folder / "done")
+    fingerprints = [json.loads((p / "artifact.json").read_text()) for p in (demo.folder / "kept").glob("0*")]
+    assert len({m["metadata"]["fingerprint"] for m in fingerprints}) == 1
+    # a place that holds nothing else is removed itself
+    assert demo("--source", "in.txt", "--output", "out", "--state", "alone").returncode == 0
+    assert not (demo.folder / "alone").exists() and (demo.folder / "kept/notes.txt").exists()
+    # where the state lies is no part of what a run is
+    provenance = [json.loads((demo.folder / p / "artifact.json").read_text())["provenance"] for p in ("out", "done")]
+    assert provenance[0]["fingerprint"] == provenance[1]["fingerprint"]
+
+
+def test_a_stage_without_state_says_nothing_of_it(examples):
+    merge = Interface.load(examples.parent / "stages/merge/interface.json")
+    assert merge.state is None and '"state"' not in merge.to_json()
 
 
 def test_help_is_for_people(demo):

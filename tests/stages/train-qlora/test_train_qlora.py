@@ -1,11 +1,14 @@
 """`train-qlora` as a program, for real, with bitsandbytes on the CPU. It has an environment of its own."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import stage_command
 from microstages.artifact import open_artifact
 from safetensors import safe_open
 
@@ -47,9 +50,20 @@ def test_it_trains_on_a_4_bit_base_and_says_exactly_what_was_quantized(run_stage
     with safe_open(adapter.path / "adapter_model.safetensors", "np") as f:
         assert {f.get_slice(k).get_dtype() for k in f.keys()} == {"F32"}  # noqa: SIM118
         assert len(f.keys()) == 2 * len(QUANTIZED)
-    # and the same run gives the same bytes
-    again = train(run_stage, tones, tiny_model, tmp_path / "b", "--eval-every", 4)
+    # and the same run gives the same bytes, also when it is told to stop after its first checkpoint and goes on
+    place = ("--checkpoints", tmp_path / "kept", "--checkpoint-every", 3)
+    flags = ("--dataset", tones.path, "--base-model", tiny_model, "--output", tmp_path / "b", *SMALL, "--eval-every", 4)
+    command = [str(a) for a in (*stage_command("train-qlora"), *flags, *place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        for line in child.stdout:
+            if json.loads(line)["event"] == "checkpoint":
+                child.send_signal(signal.SIGTERM)
+                break
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 143 and "of 12; a checkpoint is saved" in said
+    again = run_stage("train-qlora", *flags, *place)
     assert again.event("artifact")["digest"] == adapter.digest
+    assert open_artifact(str(tmp_path / "b"), ["adapter"]).manifest.metrics["resumed_from_step"] >= 3
 
 
 def test_fp4_in_fp32_without_double_quantization(run_stage, tones, tiny_model, tmp_path):
@@ -58,6 +72,61 @@ def test_fp4_in_fp32_without_double_quantization(run_stage, tones, tiny_model, t
     assert done.code == 0, done.stderr
     found = open_artifact(str(tmp_path / "a"), ["adapter"]).metadata["quantization"]
     assert (found["type"], found["double_quant"], found["compute_dtype"]) == ("fp4", False, "float32")
+
+
+OPTIMIZERS = """
+import sys, tempfile, torch
+from pathlib import Path
+from microstages.state import Place
+from microstages_training.model import Model
+from microstages_training.optimizer import make_optimizer
+from microstages_training.settings import Settings
+from microstages_training.state import Camera, State, restore
+
+def fresh(optimizer):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(128, 96), torch.nn.Linear(96, 128))  # some states in 8 bits, some not
+    model = Model(network, None, torch.device("cpu"), "fp32")
+    settings = Settings(optimizer=optimizer, weight_decay=0.1)
+    return model, State(make_optimizer((p for _, p in model.trained), settings, torch.device("cuda")))
+
+def train(model, state, steps):
+    for state.step in range(state.step + 1, steps + 1):
+        torch.manual_seed(state.step)
+        model.causal(torch.randn(32, 128)).square().mean().backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+    return [p.detach().clone() for _, p in model.trained]
+
+for name in sys.argv[1:]:
+    undisturbed = train(*fresh(name), 10)
+    model, state = fresh(name)
+    train(model, state, 5)
+    with Place(tempfile.mkdtemp(), "0" * 32).draft(5) as draft:
+        Camera().take(model, state).write(draft)
+        model, state = fresh(name)
+        restore(draft.path, model, state)
+    assert state.step == 5
+    after = train(model, state, 10)
+    kinds = {str(v.dtype) for s in state.optimizer.state.values() for v in s.values() if torch.is_tensor(v)}
+    print(name, all(map(torch.equal, undisturbed, after)), *sorted(kinds))
+"""
+
+
+def test_every_optimizer_s_state_is_kept_to_the_bit(tmp_path):
+    """bitsandbytes computes its optimizers on a CPU too; the stage does not offer them there."""
+    python, names = stage_command("train-qlora")[0], ["adamw", "adamw-8bit", "paged-adamw-8bit", "paged-adamw-32bit"]
+    done = subprocess.run(
+        [python, "-c", OPTIMIZERS, *names], capture_output=True, text=True, check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "adamw True torch.float32",
+        "adamw-8bit True torch.float32 torch.uint8",
+        "paged-adamw-8bit True torch.float32 torch.uint8",
+        "paged-adamw-32bit True torch.float32",
+    ]
 
 
 @pytest.mark.parametrize(

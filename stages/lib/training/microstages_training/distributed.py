@@ -101,7 +101,9 @@ def launch(job: Any, processes: int, report: Reporter) -> dict[str, Any]:
             try:
                 assert child.stdout is not None
                 for line in child.stdout:
-                    training = _pass_on(line, report) == "progress" or training
+                    event = _event(line)
+                    training = training or event.get("event") == "progress"
+                    _pass_on(line, event, report)
                 code = child.wait()
             finally:
                 _end(child)
@@ -116,18 +118,21 @@ def launch(job: Any, processes: int, report: Reporter) -> dict[str, Any]:
         return value
 
 
-def _pass_on(line: str, report: Reporter) -> str:
-    """Pass on an event, and say of which kind it is."""
+def _event(line: str) -> dict[str, Any]:
+    """The event that a line holds; empty where it holds none."""
     try:
         event = json.loads(line)
-        kind = str(event.pop("event"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return event if isinstance(event, dict) and "event" in event else {}
+    except ValueError:
+        return {}
+
+
+def _pass_on(line: str, event: dict[str, Any], report: Reporter) -> None:
+    if not event:
         print(line, end="", file=sys.stderr)
-        return ""
-    for name in ("stage", "time"):
-        event.pop(name, None)
-    report.event(kind, **event)
-    return kind
+        return
+    values = {k: v for k, v in event.items() if k not in ("event", "stage", "time")}
+    report.event(str(event["event"]), **values)
 
 
 def _end(child: subprocess.Popen[str]) -> None:

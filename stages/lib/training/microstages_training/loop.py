@@ -1,8 +1,9 @@
 """The training loop. Everything that changes while it runs is in `State`; step n is a pure function of that, the
 settings and the data: order, learning rate and random numbers are computed from the step's number, never carried along.
 
-On the CPU the result is the same to the bit, whatever the number of threads and however often it was stopped. The loss
-of a step is the mean over all its trained tokens, over all micro-batches and processes.
+On the CPU the result is the same to the bit, however often training was stopped and went on. (Another number of threads
+may round differently in fp32: torch computes the last few elements of each thread's share in another way.) The loss of
+a step is the mean over all its trained tokens, over all micro-batches and processes.
 """
 
 from __future__ import annotations

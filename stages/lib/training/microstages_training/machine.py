@@ -46,11 +46,17 @@ def _own_seconds() -> float:
     return own.ru_utime + own.ru_stime
 
 
-def set_threads(wanted: int, free: FreeCores) -> int:
-    """Give torch its threads: `wanted`, or OMP_NUM_THREADS, or the free cores."""
+def set_threads(wanted: int, free: FreeCores, before: int = 0) -> int:
+    """Give torch its threads: `wanted`, or OMP_NUM_THREADS, or the free cores.
+
+    A run that goes on takes as many as `before`, unless the machine is more than twice as large or small: another
+    number rounds differently in fp32.
+    """
     import torch
 
     count = wanted or (torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else free.count())
+    if not wanted and count <= 2 * before <= 4 * count:
+        count = before
     torch.set_num_threads(count)
     return count
 

@@ -95,7 +95,7 @@ class Camera:
     def take(self, model: Model, state: State) -> Snapshot:
         """Copy the state as it stands. Its lists and the best adapter are shared: they are never changed in place."""
         parameters, optimizer = {}, {}
-        rest: dict[str, Any] = {"format": FORMAT, "precision": model.precision}
+        rest: dict[str, Any] = {"format": FORMAT, "precision": model.precision, "threads": torch.get_num_threads()}
         rest |= {k: getattr(state, k) for k in PLAIN}
         rest |= {"curve": list(state.curve), "evaluations": list(state.evaluations), "meter": asdict(state.meter)}
         rest["best_loss"] = state.best_loss if math.isfinite(state.best_loss) else None

@@ -199,9 +199,10 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
             fix="give fewer, or a share below 1",
         )
     keep, resume = job.keep, Path(job.keep.resume) if job.keep is not None and job.keep.resume else None
+    before = rest_of(resume) if resume is not None else {}
     precision = resolve_precision(settings.precision, device)
-    if resume is not None and settings.precision == "auto":
-        precision = rest_of(resume)["precision"]  # as it began, also on another kind of machine
+    if settings.precision == "auto":
+        precision = before.get("precision", precision)  # as it began, also on another kind of machine
     attention.register()
     if device.type == "cpu":
         keep_memory()
@@ -222,7 +223,7 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
 
         use_liger(causal)
     model = Model(causal, add_adapter(causal, settings), device, precision)
-    threads = set_threads(settings.threads, free)
+    threads = set_threads(settings.threads, free, before.get("threads", 0))
     model.choose(max(int(e.example_lengths.max()) for e in (train, test) if e is not None))
     for note in model.notes:
         report.warn(note)

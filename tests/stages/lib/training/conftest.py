@@ -28,22 +28,29 @@ def tones(examples: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def train_here(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, dict[str, Any], str]]:
-    """`train_here(dataset, model, rank=4, …)`: the adapter's folder, what was found, what was said."""
+    """`train_here(dataset, model, rank=4, …)`: the adapter's folder, what was found, what was said.
+
+    `place`: where its checkpoints go and come from; `stopping`: what tells it to stop; `events`: where they go.
+    """
     import torch
     from microstages_training.distributed import Team
     from microstages_training.settings import Settings
-    from microstages_training.train import Job, check, run_job
+    from microstages_training.train import Job, check, find, run_job
 
-    def run(dataset: Artifact, model: Path, **settings: Any) -> tuple[Path, dict[str, Any], str]:
+    def run(
+        dataset: Artifact, model: Path, *, place: Any = None, stopping: Any = None, events: Any = None, **settings: Any
+    ) -> tuple[Path, dict[str, Any], str]:
         out, words = tmp_path_factory.mktemp("adapter"), io.StringIO()
+        report = Reporter("train", events, words)
         small = {"rank": 4, "alpha": 4.0, "learning_rate": 1e-2, "batch_tokens": 512, "epochs": 1.0, "threads": 1,
                  "precision": "fp32"}  # fmt: skip
         chosen = Settings(**{**small, **settings})
         chosen.check()
         job = Job(str(dataset.path), dataset.uri, dict(dataset.metadata), str(model),
-                  open_artifact(str(model), ["model"]).digest, str(out), chosen)  # fmt: skip
+                  open_artifact(str(model), ["model"]).digest, str(out), chosen,
+                  keep=find(place, report) if place is not None else None)  # fmt: skip
         check(job, str(model))
-        found = run_job(job, Team(), torch.device("cpu"), Reporter("train", None, words))
+        found = run_job(job, Team(), torch.device("cpu"), report, stopping)
         return out, found, words.getvalue()
 
     return run
