@@ -27,11 +27,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a store: its size in bytes, and its `tag`, which changes whenever it is written (an etag; empty where
-    the store has none)."""
+    """A file in a store: its size in bytes; its `tag`, which changes whenever it is written (an etag; empty where the
+    store has none); when it was `written`, in seconds since 1970 by the store's clock, where it says so."""
 
     size: int
     tag: str = ""
+    written: float | None = None
 
 
 def local_path(uri: str) -> Path | None:
@@ -92,12 +93,8 @@ def create(uri: str, data: bytes) -> bool:
     Local: a finished file is linked into place. Remote: the store's own create-if-absent.
     """
     if (path := local_path(uri)) is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        new = _beside(path, data)
         try:
-            with os.fdopen(fd, "wb") as f:
-                f.write(data)
-            os.chmod(new, 0o644)
             os.link(new, path)
             return True
         except FileExistsError:
@@ -114,18 +111,34 @@ def create(uri: str, data: bytes) -> bool:
 def replace(uri: str, data: bytes) -> None:
     """Write a small file whole, over what is there; readers see the old or the new one."""
     if (path := local_path(uri)) is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        new = _beside(path, data)
         try:
-            with os.fdopen(fd, "wb") as f:
-                f.write(data)
-            os.chmod(new, 0o644)
             os.replace(new, path)
         except BaseException:
             os.unlink(new)
             raise
         return
     _ask(uri, lambda driver, name: driver.write(name, data), len(data))
+
+
+def _beside(path: Path, data: bytes) -> str:
+    """A new file with the data in the folder of `path`, which is made."""
+    for last in (False, True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            break
+        except FileNotFoundError:  # somebody removed the empty folder in between
+            if last:
+                raise
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(data)
+        os.chmod(new, 0o644)
+    except BaseException:
+        os.unlink(new)
+        raise
+    return new
 
 
 def listing(uri: str) -> dict[str, int]:
@@ -138,7 +151,8 @@ def entries(uri: str) -> dict[str, Entry]:
     there is nothing. Never stale."""
     if (path := local_path(uri)) is not None:
         found = (p for p in path.rglob("*") if p.is_file())
-        return {p.relative_to(path).as_posix(): Entry(p.stat().st_size) for p in found}
+        stats = ((p.relative_to(path).as_posix(), p.stat()) for p in found)
+        return {name: Entry(s.st_size, "", s.st_mtime) for name, s in stats}
     return _ask(uri, lambda driver, name: driver.entries(name))
 
 

@@ -12,6 +12,7 @@ A `Driver` is the few operations that artifacts need, for one protocol. What all
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import re
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from microstages.errors import TemporaryError, UserError
+from microstages.errors import TemporaryError, UserError, from_os_error
 from microstages.storage import Entry, public
 from microstages.watch import Watch
 
@@ -29,6 +30,7 @@ T = TypeVar("T")
 CONNECT = 10  # seconds that a connection may take
 SILENCE = 30  # seconds that a store may be silent in the middle of an answer
 SLOWEST = 50_000  # bytes a second: a transfer slower than that is given up and begun anew
+CHATTY = ("adlfs", "azure", "s3fs", "aiobotocore", "botocore", "gcsfs", "asyncio", "huggingface_hub", "fsspec")
 PAUSES = (0.2, 10.0)  # seconds: the first pause before a new try, and the longest
 
 
@@ -84,6 +86,9 @@ def driver(uri: str) -> tuple[Driver, str]:
     """The driver and the path of a remote URI. Raises UserError where there is none, or no credential."""
     import fsspec
 
+    for name in CHATTY:  # what matters is told by us, in one line
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {}
     protocol = uri.partition("://")[0]
     if protocol in ("s3", "s3a"):
@@ -140,6 +145,9 @@ async def persist(work: Callable[[], Awaitable[T]], where: str, size: int = 0, h
             fix = "check that the credentials are right, have not expired, and may do this"
             raise UserError(f"access denied: {scrub(str(error))}", where=where, fix=fix) from None
         except Exception as error:
+            own = from_os_error(error) if isinstance(error, OSError) else None
+            if own is not None and not isinstance(own, TemporaryError):  # this machine's disk, not the store
+                raise own from None
             trouble = _explained(error, where)
         now = time.monotonic()
         since = since or now

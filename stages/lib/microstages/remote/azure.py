@@ -98,7 +98,8 @@ class Azure:
                 if not prefix or blob.name == prefix or blob.name.startswith(prefix + "/"):
                     facts = blob.metadata or {}
                     folder = "true" in (facts.get("hdi_isfolder"), facts.get("is_directory"))
-                    found[name] = Entry(int(blob.size), str(blob.etag or "").strip('"')), folder
+                    tag, written = str(blob.etag or "").strip('"'), blob.last_modified
+                    found[name] = Entry(int(blob.size), tag, written.timestamp() if written else None), folder
             return found
 
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from microstages.errors import TemporaryError, UserError
@@ -48,7 +50,7 @@ class Other:
         out = {}
         for name, info in found.items():
             if info.get("type") == "file":
-                out[name.removeprefix(root).lstrip("/")] = Entry(int(info.get("size") or 0), _tag(info))
+                out[name.removeprefix(root).lstrip("/")] = Entry(int(info.get("size") or 0), _tag(info), _written(info))
         return out
 
     async def _find(self, path: str) -> dict[str, dict[str, Any]]:
@@ -106,3 +108,13 @@ class _told:  # noqa: N801
 
 def _tag(info: dict[str, Any]) -> str:
     return next((str(info[k]).strip('"') for k in TAGS if info.get(k) is not None), "")
+
+
+def _written(info: dict[str, Any]) -> float | None:
+    found = next(
+        (info[k] for k in ("mtime", "LastModified", "last_modified", "created", "updated") if info.get(k)), None
+    )
+    if isinstance(found, str):
+        with suppress(ValueError):
+            found = datetime.fromisoformat(found)
+    return found.timestamp() if isinstance(found, datetime) else None

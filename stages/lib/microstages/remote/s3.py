@@ -101,7 +101,8 @@ class S3:
                     continue
                 if not prefix or key == prefix or key.startswith(prefix + "/"):
                     name = key.removeprefix(prefix).lstrip("/") if prefix else key
-                    found[name] = Entry(int(item["Size"]), str(item.get("ETag") or "").strip('"'))
+                    tag, written = str(item.get("ETag") or "").strip('"'), item.get("LastModified")
+                    found[name] = Entry(int(item["Size"]), tag, written.timestamp() if written else None)
         return found
 
     async def folders(self, path: str) -> list[str]:
