@@ -10,6 +10,7 @@ result is either there completely or not at all. A result that was damaged later
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -91,7 +92,9 @@ class Store:
         except OSError as error:
             raise from_os_error(error, self.path) or UserError(str(error), where=self.path) from None
         if not os.access(self.path / "artifacts", os.W_OK):
-            raise UserError("the store cannot be written", where=self.path, fix="check who owns it and its mode")
+            read_only = os.statvfs(self.path).f_flag & os.ST_RDONLY
+            known = from_os_error(OSError(errno.EROFS if read_only else errno.EACCES, ""), self.path)
+            raise known or UserError("the store cannot be written", where=self.path)
 
     def state_folder(self, pipeline_folder: Path) -> Path:
         """Where history and logs lie: the `.runner` folder that a local store is in, or one inside it; for a store
@@ -116,14 +119,16 @@ class Store:
             value = json.loads(data)
             attempt = str(value["attempt"])
             digests = {str(k): str(v["digest"]) for k, v in value["outputs"].items()}
-            listings = {str(k): str(v.get("listing", "")) for k, v in value["outputs"].items()}
+            known = {
+                str(k): {n: str(v.get(n, "")) for n in ("listing", "manifest")} for k, v in value["outputs"].items()
+            }
             why = str(value.get("damaged") or "")
         except (ValueError, TypeError, KeyError, AttributeError):
             return Damaged("", "commit.json cannot be read")
         if why:
             return Damaged(attempt, why)
         try:
-            outputs = {name: self._output(stage, fingerprint, attempt, name, listings[name]) for name in digests}
+            outputs = {name: self._output(stage, fingerprint, attempt, name, known[name]) for name in digests}
         except TemporaryError:
             raise
         except UserError as error:
@@ -133,16 +138,18 @@ class Store:
                 return Damaged(attempt, f"{outputs[name].uri}: it is not what was committed")
         return Result(fingerprint, attempt, outputs)
 
-    def _output(self, stage: str, fingerprint: str, attempt: str, name: str, listing: str) -> Output:
+    def _output(self, stage: str, fingerprint: str, attempt: str, name: str, known: Mapping[str, str]) -> Output:
         uri = self.output_uri(stage, fingerprint, attempt, name)
         data = storage.read(storage.join(uri, MANIFEST))
         if data is None:
             raise UserError(f"there is no {MANIFEST}", where=uri)
+        if known["manifest"] not in ("", hashlib.sha256(data).hexdigest()):
+            raise DamagedError("it is not the manifest that was committed", where=storage.join(uri, MANIFEST))
         manifest = Manifest.from_json(data, storage.join(uri, MANIFEST))
         if (folder := storage.local_path(uri)) is not None:
             verify(folder, manifest)
         else:
-            _verify_remote(uri, manifest, listing)
+            _verify_remote(uri, manifest, known["listing"])
         return Output(uri, manifest)
 
     def attempt_outputs(self, interface: Interface, fingerprint: str, attempt: str) -> dict[str, Manifest] | None:
@@ -198,9 +205,11 @@ class Store:
 
     def _summary(self, stage: str, fingerprint: str, attempt: str, name: str, manifest: Manifest) -> dict[str, Any]:
         """An output as commit.json names it. Raises UserError where a remote one is not whole."""
+        uri = self.output_uri(stage, fingerprint, attempt, name)
+        data = storage.read(storage.join(uri, MANIFEST)) or b""
         out = {"kind": manifest.kind, "digest": manifest.digest, "size": manifest.size}
+        out["manifest"] = hashlib.sha256(data).hexdigest()
         if self.path is None:
-            uri = self.output_uri(stage, fingerprint, attempt, name)
             entries = storage.entries(uri)
             _check_sizes(uri, manifest, entries)
             out["listing"] = _listing(entries)

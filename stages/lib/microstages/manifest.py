@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ REMEMBERED = ".verified.json"  # the local memory of hashes beside a manifest; n
 SCHEMA = 1
 KINDS = ("dataset", "adapter", "model", "onnx-model", "predictions", "checkpoint")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_CHECKSUM = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n}\n\Z')
+_KEYS = {"schema", "kind", "digest", "files", "metadata", "metrics", "provenance", "checksum"}
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,15 @@ class Manifest:
             "metrics": self.metrics,
             "provenance": self.provenance,
         }
-        return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+        body = json.dumps(value, indent=1, ensure_ascii=False).encode().removesuffix(b"\n}")
+        return body + b',\n "checksum": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode()
 
     @staticmethod
     def from_json(data: bytes, where: object) -> Manifest:
-        """Parse and check a manifest. Raises UserError naming what is wrong in it."""
+        """Parse and check a manifest. Raises UserError naming what is wrong in it.
+
+        The manifests written here end with a checksum of all that stands before it; one without is taken as it is.
+        """
 
         def broken(what: str) -> UserError:
             return UserError(f"this manifest {what}", where=where, fix="the artifact is damaged: make it again")
@@ -87,6 +94,11 @@ class Manifest:
             raise broken("names a file twice")
         if tree_digest(files) != digest:
             raise broken("has a digest that is not that of its files")
+        if unknown := set(value) - _KEYS:
+            raise broken(f"has the unknown key {min(unknown)!r}")
+        end = _CHECKSUM.search(data)
+        if "checksum" in value and (not end or hashlib.sha256(data[: end.start()]).hexdigest() != end[1].decode()):
+            raise broken("was altered: its checksum differs")
         return Manifest(kind, digest, files, *parts)
 
 
