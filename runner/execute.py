@@ -3,11 +3,13 @@
 One scheduler for any executor:
 
 1. A stage whose inputs are all there is decided anew (`plan.decide`): its result may be there by now.
-2. What must run is claimed, so that no other runner makes the same (`launch`).
+2. What must run is leased, so that no other runner makes the same (`launch`, `lease`).
 3. An attempt writes into a folder of its own. Only after it ended well, and wrote what its stage promises, is it
    committed. Anything else leaves nothing behind.
-4. Only exit code 75 is tried again. A failure stops what depends on it, nothing else.
-5. Told to stop, it starts nothing more, passes SIGTERM on and waits; told again, it ends everything at once.
+4. What is tried again is the stage's to say (`retry`). A failure stops what depends on it, nothing else.
+5. Told to stop, it starts nothing more, passes SIGTERM on and waits; told again, it ends everything at once. One stage
+   alone is stopped where a row of the history asks for it; SIGUSR1 says that there is one (`cancel`).
+6. A store or an engine that does not answer for a moment is asked again, for some minutes.
 
 It sleeps until something happens: the end of a process, a signal, a time.
 """
@@ -16,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import select
 import signal
 import time
@@ -26,12 +27,14 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
-from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EXIT_TEMPORARY, EXIT_USER, UserError, from_os_error
+from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, TemporaryError, UserError
 
-from runner.attempts import Active, Finishing, failure, written
+from runner.attempts import Active, Finishing, written
+from runner.ending import Ending
 from runner.executors import LOST
 from runner.history import History, Record
 from runner.launch import GRACE_NOW, Launcher
+from runner.patience import Patience
 from runner.pipeline import Pipeline, Stage
 from runner.plan import Choice, Facts, Step, decide
 from runner.progress import Progress
@@ -39,7 +42,6 @@ from runner.resources import Pool
 from runner.store import Result, Store
 from runner.view import View
 
-BACKOFF = 0.5  # seconds before the first new try; doubled each time, up to a minute
 UNWATCHED = 0.05  # seconds between two looks at an executor that has nothing to wait on
 FRESH = 0.5  # seconds for which code that was looked at counts as unchanged
 
@@ -73,11 +75,13 @@ class Execution:
         self.pool = Pool(jobs)
         self.progress = Progress(pipeline, history, view, facts)
         self.launcher = Launcher(pipeline, store, choice, self.progress, self.pool)
+        self.leases, self.patience = self.launcher.leases, Patience()
+        self.ending = Ending(store, self.progress, self.leases, self.patience)
         self.run_id = self.progress.run_id
         self.began = time.monotonic()
         self.stopping = self.announced = 0  # how many signals came, and of how many was told
+        self.asked = False  # SIGUSR1 came: the history names stages to stop
         self.woken = self.wake = -1  # a pipe: its reading end is readable when something happened
-        self.lost: dict[str, int] = {}  # attempts of a stage of which nobody knows how they ended
         self.depth: dict[str, int] = dict.fromkeys(pipeline.stages, 1)  # stages on the longest way from here to an end
         for stage in reversed(list(pipeline.stages.values())):
             for up in stage.upstream:
@@ -105,8 +109,9 @@ class Execution:
                 self.history.release(active.key)
             raise
         finally:
-            self._give_signals(before)
+            self.leases.close()
             self.history.finish_run(self.run_id, status, self.progress.code)
+            self._give_signals(before)
         results = {name: step.result for name, step in self.progress.steps.items() if step.result is not None}
         return Outcome(self.progress.code, status, results, self.progress.states)
 
@@ -114,15 +119,20 @@ class Execution:
         def stop(_number: int, _frame: FrameType | None) -> None:
             self.stopping += 1
 
+        def ask(_number: int, _frame: FrameType | None) -> None:
+            self.asked = True
+
         self.woken, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before: list[Any] = [(n, signal.signal(n, stop)) for n in numbers]
+        signal.signal(signal.SIGUSR1, ask)
         return [*before, signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)]
 
     def _give_signals(self, before: list[Any]) -> None:
         signal.set_wakeup_fd(before.pop())
         for number, handler in before:
             signal.signal(number, handler)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # one that comes late ends nobody
         if not any(a.finishing and a.finishing.running for a in self.progress.active.values()):
             os.close(self.woken)
             os.close(self.wake)
@@ -133,6 +143,8 @@ class Execution:
         """Start what can start; whether anything is left to wait for."""
         while True:
             before = len(self.progress.states)
+            if self.asked:
+                self._stop_some()
             ready = self._ready()
             if self.stopping:
                 self._pass_on()
@@ -155,8 +167,15 @@ class Execution:
             if blocked:
                 self.progress.end(stage, "not run", f"{' and '.join(blocked)} did not end well")
             elif all(up in self.progress.states for up in stage.upstream):
-                step = decide(stage, self.progress.facts, self.choice, self.progress.steps)
+                self.patience.ask(("look", name))
+                try:
+                    step = decide(stage, self.progress.facts, self.choice, self.progress.steps)
+                except TemporaryError as error:
+                    self._later("look", stage, error)
+                    continue
+                self.patience.answered(("look", name))
                 if step.action == "reuse":
+                    self.leases.drop(name)
                     reused.append(self.progress.reused(stage, step))
                 elif step.action == "skip":
                     self.progress.fail(stage, UserError(f"it is not done: {step.reason}", fix="run it first"))
@@ -176,6 +195,29 @@ class Execution:
         for active in self.progress.active.values():
             self._tell_to_stop(active)
 
+    def _stop_some(self) -> None:
+        """Stop the stages that the history names, those that run and those that have not begun."""
+        self.asked = False
+        for name in self.history.take_cancels(self.run_id):
+            if active := self.progress.active.get(name):
+                self._tell_to_stop(active, now=active.cancelled)
+                active.cancelled = True
+            elif name in self.pipeline.stages and name not in self.progress.states:
+                self.progress.code = self.progress.code or EXIT_STOPPED
+                self.progress.later.pop(name, None)
+                self.leases.drop(name)
+                self.progress.end(self.pipeline.stages[name], "stopped", "")
+
+    def _later(self, what: str, stage: Stage, error: TemporaryError) -> None:
+        """A store or an engine does not answer: it is asked again, or, after too long, the stage is given up."""
+        pause = self.patience.pause((what, stage.name))
+        if pause is None:
+            self.progress.fail(stage, error)
+            return
+        self.progress.later[stage.name] = time.monotonic() + pause
+        if self.patience.first((what, stage.name)):
+            self.view.note(f"{stage.name}: {error.where or 'it'} does not answer; it is asked again")
+
     # --- starting ---
 
     def _try_launch(self, stage: Stage, step: Step, others: int) -> None:
@@ -187,9 +229,14 @@ class Execution:
             self.progress.later[stage.name] = time.monotonic()
             return
         self.progress.later.pop(stage.name, None)
+        self.patience.ask(("start", stage.name))
         try:
             if not self.launcher.launch(stage, step, share):
                 self.pool.give(share)
+            self.patience.answered(("start", stage.name))
+        except TemporaryError as error:
+            self.pool.give(share)
+            self._later("start", stage, error)
         except UserError as error:
             self.pool.give(share)
             self.progress.fail(stage, error)
@@ -213,7 +260,8 @@ class Execution:
         now = time.monotonic()
         due = [now + self.view.every, *self.progress.later.values()]
         for active in self.progress.active.values():
-            if active.finishing:
+            if active.finishing or active.ended is not None:
+                due += [active.commit_at] if active.ended is not None else []
                 continue
             fd = active.executor.wake(active.attempt)
             if fd is None:
@@ -229,6 +277,10 @@ class Execution:
         """Look at every attempt: what it said, whether it ended, whether its time is up."""
         now = time.monotonic()
         for active in list(self.progress.active.values()):
+            if active.ended is not None:
+                if now >= active.commit_at or self.stopping > 1:
+                    self._end(active, active.ended)
+                continue
             if active.finishing:
                 if not active.finishing.running or self.stopping > 1:
                     self._finish(active, EXIT_OK)
@@ -238,13 +290,7 @@ class Execution:
             if not status.running:
                 code = LOST if status.code is None else status.code
                 active.why, active.left = status.why, status.left
-                if code == EXIT_OK and active.drafts:
-                    active.finishing = Finishing(
-                        lambda a=active: written(a, self.store, self.progress.facts),  # type: ignore[misc]
-                        lambda: os.write(self.wake, b"."),
-                    )
-                else:
-                    self._finish(active, code)
+                self._end(active, code)
                 continue
             if active.hash_ahead_at is not None and now >= active.hash_ahead_at:
                 from runner.ahead import Ahead
@@ -258,6 +304,16 @@ class Execution:
                 self._tell_to_stop(active)
         self.view.tick()
 
+    def _end(self, active: Active, code: int) -> None:
+        """An attempt has ended. What a plain command wrote is hashed beside the scheduler."""
+        active.ended = None
+        if code == EXIT_OK and active.drafts and self.stopping < 2:
+            active.finishing = Finishing(
+                lambda: written(active, self.store, self.progress.facts), lambda: os.write(self.wake, b".")
+            )
+        else:
+            self._finish(active, code)
+
     def _listen(self, active: Active) -> None:
         for line in active.executor.read(active.attempt).splitlines():
             if not line.startswith("{"):
@@ -269,11 +325,11 @@ class Execution:
                         active.error = event
                     self.view.event(active.stage.name, event)
 
-    def _tell_to_stop(self, active: Active) -> None:
-        """Once to stop, with the time that it may take; after a second signal at once."""
-        if active.finishing:
+    def _tell_to_stop(self, active: Active, now: bool = False) -> None:
+        """Once to stop, with the time that it may take; after a second signal, or `now`, at once."""
+        if active.finishing or active.ended is not None:
             return
-        if self.stopping > 1 and active.told < 2:
+        if (now or self.stopping > 1) and active.told < 2:
             active.told = 2
             active.executor.cancel(active.attempt, now=True)
         elif not active.told:
@@ -284,90 +340,14 @@ class Execution:
     # --- ending ---
 
     def _finish(self, active: Active, code: int) -> None:
-        """An attempt is over: commit it, try it again, or give it up."""
+        """An attempt is over: its stage is done, tried again or given up."""
+        kept = False
         try:
-            self._settle(active, code)
+            kept = not self.ending.settle(active, code, self.stopping)
         finally:
-            del self.progress.active[active.stage.name]
-            if active.share:
-                self.pool.give(active.share)
-            active.drop()
-            active.executor.forget(active.attempt, leave=active.left)
-
-    def _settle(self, active: Active, code: int) -> None:
-        stage = active.stage
-        if active.left:  # it may still run, and its claim says where: the next run takes it up
-            self.progress.fail(stage, failure(active, code), active, code)
-            return
-        if code == EXIT_OK or (code == LOST and not active.error):
-            try:
-                self._commit(active, code)
-            except UserError as error:
-                self._give_up(active, error, error.exit_code)
-            except OSError as error:
-                known = from_os_error(error) or UserError(str(error))
-                self._give_up(active, known, known.exit_code)
-            return
-        if code == LOST and active.why is None:
-            code = int(active.error.get("exit_code", EXIT_BUG))
-        if active.timed_out and not self.stopping:
-            what = f"it took longer than its timeout of {stage.timeout:g} s"
-            self._give_up(active, UserError(what, fix="give it a longer `timeout`, or less to do"), EXIT_USER)
-        elif self.stopping or code == EXIT_STOPPED:
-            self.progress.code = self.progress.code or EXIT_STOPPED
-            self._give_up(active, None, EXIT_STOPPED)
-        elif code == EXIT_TEMPORARY and self.progress.tries.get(stage.name, 0) < stage.retries:
-            tries = self.progress.tries[stage.name] = self.progress.tries.get(stage.name, 0) + 1
-            seconds = min(60.0, BACKOFF * 2 ** (tries - 1)) * random.uniform(0.8, 1.2)
-            why = (active.why.what if active.why else active.error.get("what")) or "a temporary failure"
-            self._again(active, f"{why}; try {tries + 1} of {stage.retries + 1}", seconds, code)
-        else:
-            self._give_up(active, failure(active, code), code)
-
-    def _commit(self, active: Active, code: int) -> None:
-        stage, step, attempt = active.stage, active.step, active.attempt.name
-        if active.finishing:
-            if active.finishing.running:  # told to stop at once, while it was hashed
-                self._give_up(active, None, EXIT_STOPPED)
-                return
-            manifests = active.finishing.result()
-        else:
-            # what a plain command wrote is whole only where it is known to have ended well
-            unknown = code == LOST and active.drafts
-            manifests = None if unknown else written(active, self.store, self.progress.facts)
-        if manifests is None:
-            if code == LOST and not self.stopping:
-                self.progress.tries[stage.name] = self.progress.tries.get(stage.name, 0) + 1
-                lost = self.lost[stage.name] = self.lost.get(stage.name, 0) + 1
-                if lost > max(1, stage.retries):
-                    what = f"it was lost {lost} times: it ended, or was removed, and nobody knows how"
-                    self._give_up(
-                        active, UserError(what, fix="see who ends it: docker events, or the kernel's log"), EXIT_BUG
-                    )
-                else:
-                    self._again(active, "it ended without a result, and nobody knows how", 0.0, code)
-            elif code == LOST:
-                self._give_up(active, None, EXIT_STOPPED)
-            else:
-                what = f"it ended without an error, but did not write {' and '.join(stage.interface.outputs)}"
-                error = UserError(what, fix="a stage writes every output that its interface names")
-                self._give_up(active, error, EXIT_BUG)
-            return
-        name = stage.interface.name
-        result = self.store.commit(name, step.fingerprint, attempt, manifests, replace=step.replace)
-        if result.attempt != attempt:
-            self.store.discard(name, step.fingerprint, attempt)
-        self.progress.done(active, result)
-
-    def _again(self, active: Active, why: str, seconds: float, code: int) -> None:
-        self.store.discard(active.stage.interface.name, active.step.fingerprint, active.attempt.name)
-        self.progress.again(active, why, seconds, code)
-
-    def _give_up(self, active: Active, error: UserError | None, code: int) -> None:
-        stage, step = active.stage, active.step
-        self.store.discard(stage.interface.name, step.fingerprint, active.attempt.name)
-        self.history.release(active.key)
-        if error is None:
-            self.progress.end(stage, "stopped", "", active, code)
-        else:
-            self.progress.fail(stage, error, active, code)
+            if not kept:
+                del self.progress.active[active.stage.name]
+                if active.share:
+                    self.pool.give(active.share)
+                active.drop()
+                active.executor.forget(active.attempt, leave=active.left)

@@ -22,7 +22,7 @@ from microstages.errors import UserError, from_os_error
 
 from runner.executors.processes import alive, host, own_token
 
-SCHEMA = 1
+SCHEMA = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS runs (
   id INTEGER PRIMARY KEY, pipeline TEXT, file TEXT, runner TEXT, started REAL, finished REAL, status TEXT,
@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS stages (
 CREATE INDEX IF NOT EXISTS stages_by_attempt ON stages (attempt);
 CREATE TABLE IF NOT EXISTS claims (
   key TEXT PRIMARY KEY, attempt TEXT, runner TEXT, executor TEXT, token TEXT, started REAL, log TEXT, events TEXT);
+CREATE TABLE IF NOT EXISTS cancels (run INTEGER, stage TEXT);
 """
 
 
@@ -84,6 +85,11 @@ class Claim:
     token: str
     log: str
     events: str
+
+    @property
+    def stage(self) -> str:
+        """The name of its stage, by its log: the runner may have died before it noted more."""
+        return Path(self.log).name.partition(".")[0]
 
     @property
     def orphan(self) -> bool:
@@ -186,6 +192,10 @@ class History:
             out.append(record)
         return out
 
+    def runner(self, run: int) -> str:
+        """The token of the runner of a run."""
+        return str(self.db.execute("SELECT runner FROM runs WHERE id=?", (run,)).fetchone()[0])
+
     def stages(self, run: int) -> list[Record]:
         """The stages of a run, in the order in which they were put down."""
         return self._records("WHERE run=? ORDER BY rowid", (run,))
@@ -229,6 +239,18 @@ class History:
             )
             return None
 
+    def mine(self, key: str) -> bool:
+        """Whether a claim is still this runner's."""
+        return bool(self.db.execute("SELECT 1 FROM claims WHERE key=? AND runner=?", (key, self.me)).fetchone())
+
+    def claims(self, run: int) -> list[Claim]:
+        """The claims that the runner of a run holds, or held when it died."""
+        sql = (
+            "SELECT key, attempt, runner, executor, token, log, events FROM claims"
+            " WHERE runner=(SELECT runner FROM runs WHERE id=?) ORDER BY rowid"
+        )
+        return [Claim(*row) for row in self.db.execute(sql, (run,))]
+
     def orphans(self) -> list[Claim]:
         """The claims whose runner is gone."""
         sql = "SELECT key, attempt, runner, executor, token, log, events FROM claims"
@@ -245,6 +267,18 @@ class History:
         with self._transaction() as db:
             db.execute("UPDATE claims SET token=? WHERE key=?", (token, key))
             self._put(record)
+
+    def ask_to_cancel(self, run: int, stage: str) -> None:
+        """Ask the runner of a run to stop one stage; it looks when SIGUSR1 tells it to."""
+        with self._transaction() as db:
+            db.execute("INSERT INTO cancels VALUES (?, ?)", (run, stage))
+
+    def take_cancels(self, run: int) -> list[str]:
+        """The stages of a run that somebody asked to stop since the last time."""
+        with self._transaction() as db:
+            names = [str(row[0]) for row in db.execute("SELECT stage FROM cancels WHERE run=?", (run,))]
+            db.execute("DELETE FROM cancels WHERE run=?", (run,))
+            return names
 
     def release(self, key: str, record: Record | None = None) -> None:
         """The attempt is over."""

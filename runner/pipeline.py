@@ -19,6 +19,7 @@ from microstages.interface import Interface
 
 from runner import stages
 from runner.document import Node, Place, Problems, load, override
+from runner.retry import Retry
 from runner.spec import FAILED, InputValue, Ref, Resources, Spec, StageSpec, parse_spec
 from runner.targets import BUILT_IN, OPTIONS, Where, read_options
 
@@ -44,7 +45,7 @@ class Stage:
     params: Mapping[str, Any]
     resources: Resources
     where: Where
-    retries: int
+    retry: Retry
     timeout: float | None
     grace: float
 
@@ -203,7 +204,7 @@ class _Checker:
                 self.problems.add(spec.uses.place, error.what, error.fix)
         return Stage(
             spec.name, spec.place, str(spec.uses.value), found, words, inputs, params, spec.resources, where,
-            spec.retries, spec.timeout, spec.grace,
+            spec.retry, spec.timeout, spec.grace,
         )  # fmt: skip
 
     def reference(self, value: InputValue) -> str | None:

@@ -23,7 +23,7 @@ class Progress:
     """The stages of one run. `facts` is what the run holds for true; an edit of code while it runs changes it."""
 
     def __init__(self, pipeline: Pipeline, history: History, view: View, facts: Facts) -> None:
-        self.history, self.view, self.facts = history, view, facts
+        self.pipeline, self.history, self.view, self.facts = pipeline, history, view, facts
         self.steps: dict[str, Step] = {}
         self.states: dict[str, str] = {}  # final ones only
         self.active: dict[str, Active] = {}

@@ -1,4 +1,4 @@
-"""The history for people: `ps` and `logs`."""
+"""The history for people, `ps` and `logs`; and everybody's runs on a store, as its records tell."""
 
 from __future__ import annotations
 
@@ -15,22 +15,30 @@ from microstages.reporting import duration
 from runner.document import Problems, load, override
 from runner.history import History, Record, RunRecord
 from runner.pipeline import full_uri
-from runner.spec import parse_spec
+from runner.spec import Spec, parse_spec
 from runner.store import Store
 from runner.summary import table
 
 FOLLOW_EVERY = 0.2  # seconds
 
 
-def open_history(file: Path, settings: Sequence[str]) -> History:
-    """The history of a pipeline's store. Only what the file says of the store has to be right."""
+def open_spec(file: Path, settings: Sequence[str]) -> Spec:
+    """A pipeline file as it is. Only what it says of its store has to be right."""
     problems = Problems()
     spec = parse_spec(override(load(file), settings), file, problems)
-    store = spec.store.value if isinstance(spec.store.value, str) else ""
-    if not store:
+    if not (isinstance(spec.store.value, str) and spec.store.value):
         problems.check()
-    folder = file.resolve().parent
-    return History(Store(full_uri(store, folder)).state_folder(folder), create=False)
+    return spec
+
+
+def open_store(file: Path, settings: Sequence[str]) -> Store:
+    """A pipeline's store."""
+    return Store(full_uri(str(open_spec(file, settings).store.value), file.resolve().parent))
+
+
+def open_history(file: Path, settings: Sequence[str]) -> History:
+    """The history of a pipeline's store."""
+    return History(open_store(file, settings).state_folder(file.resolve().parent), create=False)
 
 
 def _when(seconds: float) -> str:
@@ -64,6 +72,34 @@ def runs_as_text(history: History, last: int) -> str:
 def runs_as_data(history: History, last: int) -> list[dict[str, Any]]:
     """The runs with their stages."""
     return [{**asdict(run), "stages": [asdict(r) for r in _stages(history, run)]} for run in history.runs(last)]
+
+
+def everybodys(store: Store, last: int) -> list[dict[str, Any]]:
+    """The runs on a store, newest first; `last` of them, or all."""
+    from runner import runs
+
+    found = runs.read_all(store)
+    status = {r.name: "died" if r.status == "running" and not r.under_way else r.status for r in found}
+    return [
+        {
+            "run": r.name.removesuffix(".json"), "pipeline": r.pipeline, "who": r.who, "started": r.started,
+            "finished": r.finished, "status": status[r.name], "stages": r.stages,
+        }
+        for r in (found[:last] if last else found)
+    ]  # fmt: skip
+
+
+def everybodys_as_text(store: Store, last: int) -> str:
+    """A table of everybody's runs."""
+    rows = [["when", "who", "pipeline", "status", "stages", "took"]]
+    for run in everybodys(store, last):
+        counts: dict[str, int] = {}
+        for s in run["stages"].values():
+            counts[s["status"]] = counts.get(s["status"], 0) + 1
+        took = "–" if run["finished"] is None else duration(run["finished"] - run["started"])
+        stages = ", ".join(f"{n} {status}" for status, n in counts.items())
+        rows.append([_when(run["started"]), run["who"], run["pipeline"], run["status"], stages, took])
+    return table(rows, left=5) if len(rows) > 1 else "no runs yet"
 
 
 def print_logs(history: History, words: Sequence[str], follow: bool) -> None:

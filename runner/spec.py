@@ -7,22 +7,23 @@ collected, not raised one by one. `pipeline.schema.json` says the same to editor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microstages.errors import nearest
+from microstages.errors import EXIT_USER, nearest
 
 from runner.document import Node, Place, Problems
+from runner.retry import TIMEOUT, Retry
 
 KEYS = ("name", "params", "store", "target", "targets", "stages")
-STAGE_KEYS = ("uses", "inputs", "params", "resources", "target", "retries", "timeout", "grace")
+STAGE_KEYS = ("uses", "inputs", "params", "resources", "target", "retries", "retry", "timeout", "grace")
+RETRY = ("attempts", "backoff", "max_backoff", "on")
 RESOURCES = ("gpus", "memory", "cpus", "shm")
 TARGET_TYPES = ("process", "docker", "kubernetes", "azureml")
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 STORE = ".runner/store"
-RETRIES = 2
 GRACE = 30.0
 
 _REFERENCE = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
@@ -70,7 +71,7 @@ class StageSpec:
     param_keys: Mapping[str, Place]
     resources: Resources
     target: Node | None
-    retries: int
+    retry: Retry
     timeout: float | None
     grace: float
 
@@ -211,7 +212,7 @@ class _Parser:
         return StageSpec(
             name, place, uses, inputs, params, params_node.keys if params_node else {},
             self.resources(name, values.get("resources")), target,
-            self.count(values.get("retries"), "retries", RETRIES),
+            self.retry(name, values),
             self.quantity(values.get("timeout"), "timeout", read_seconds, "30min", above=True),
             self.quantity(values.get("grace"), "grace", read_seconds, "30s", default=GRACE) or 0.0,
         )  # fmt: skip
@@ -243,6 +244,37 @@ class _Parser:
         gpus = self.count(values.get("gpus"), "gpus", 0)
         return Resources(gpus, cpus, None if memory is None else int(memory), None if shm is None else int(shm))
 
+    def retry(self, stage: str, values: Mapping[str, Node]) -> Retry:
+        """`retries: N`, or `retry:` with all that can be said of it."""
+        node, usual = values.get("retry"), Retry()
+        if node is None:
+            return Retry(1 + self.count(values.get("retries"), "retries", usual.attempts - 1))
+        if "retries" in values:
+            what = f"stage {stage} has both `retries` and `retry`"
+            self.problems.add(values["retries"].place, what, "write the number as `attempts` below `retry:`")
+        given = self.mapping(node, RETRY, f"retry of stage {stage}")
+        attempts = self.count(given.get("attempts"), "attempts", usual.attempts, least=1)
+        backoff = self.quantity(given.get("backoff"), "backoff", read_seconds, "2s", default=usual.backoff)
+        most = self.quantity(given.get("max_backoff"), "max_backoff", read_seconds, "1min", default=usual.max_backoff)
+        return Retry(attempts, backoff or 0.0, most or 0.0, self.codes(given.get("on"), usual.on))
+
+    def codes(self, node: Node | None, default: Set[int | str]) -> Set[int | str]:
+        """The ends after which a stage is tried again."""
+        if node is None or node.value is None:
+            return default
+        fix = f"exit codes from 1 to 255 but 2 (the caller's mistake), and the word {TIMEOUT}: on: [75, 137, {TIMEOUT}]"
+        if not isinstance(node.value, list):
+            self.problems.add(node.place, f"on must be a list, not {node.kind()}", fix)
+            return default
+        found = [self.filled(entry) for entry in node.value]
+        for entry in found:
+            value = entry.value
+            number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255 and value != EXIT_USER
+            if not number and value not in (TIMEOUT, FAILED):
+                why = "2 is never tried again" if value == EXIT_USER else f"on cannot hold {_shown(value)}"
+                self.problems.add(entry.place, why, fix)
+        return frozenset(entry.value for entry in found if isinstance(entry.value, (int, str)))
+
     # --- types ---
 
     def mapping(self, node: Node, known: Sequence[str], what: str) -> dict[str, Node]:
@@ -271,14 +303,14 @@ class _Parser:
             return ""
         return node.value
 
-    def count(self, node: Node | None, what: str, default: int) -> int:
+    def count(self, node: Node | None, what: str, default: int, least: int = 0) -> int:
         value = self.filled(node).value if node else None
         if node is None or value is None:
             return default
         if value == FAILED:
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            text = f"{what} must be a whole number, 0 or more, not {_shown(value)}"
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            text = f"{what} must be a whole number, {least} or more, not {_shown(value)}"
             self.problems.add(node.place, text, f"write {what}: 1")
             return default
         return value

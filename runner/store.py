@@ -170,6 +170,25 @@ class Store:
             manifests[name] = manifest
         return manifests
 
+    def whole(self, stage: str, fingerprint: str, attempt: str, manifests: Mapping[str, Manifest]) -> bool:
+        """Whether the outputs of an attempt are what their manifests say; remote ones are read through for it."""
+        try:
+            for name, manifest in manifests.items():
+                uri = self.output_uri(stage, fingerprint, attempt, name)
+                if (folder := storage.local_path(uri)) is not None:
+                    verify(folder, manifest)
+                else:
+                    _verify_remote(uri, manifest, "")
+            return True
+        except DamagedError:
+            return False
+
+    def committed(self, stage: str, fingerprint: str) -> str:
+        """The attempt that the commit of a stage run names; empty where there is none."""
+        with suppress(ValueError, TypeError, KeyError):
+            return str(json.loads(storage.read(self._commit_uri(stage, fingerprint)) or b"{}")["attempt"])
+        return ""
+
     def finished_outputs(self, stage: str, fingerprint: str, attempt: str) -> bool:
         """Whether an attempt of a local store finished at least one output; of a store elsewhere it is assumed."""
         if self.path is None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from microstages.reporting import duration
+from microstages.watch import Watch
 
 PLAIN_EVERY = 10.0  # seconds between two plain lines of progress of a stage
 TAIL_BYTES = 64 << 10
@@ -103,6 +104,16 @@ def _value(v: Any) -> str:
 
 _WORDS = {"done": "done", "failed": "failed", "stopped": "stopped", "not run": "not run"}
 _COLORS = {"done": "32", "failed": "31", "stopped": "33", "not run": "33", "reused": "2"}
+
+
+class Told(Watch):
+    """Lets a view say what a store's trouble is; its transfers are the stages' own to show."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+
+    def note(self, text: str) -> None:
+        self._note(text)
 
 
 class PlainView:

@@ -33,8 +33,9 @@ class Attempt:
     """One start of a stage: what to run, where its words go. `events` is the file of stdout, `log` that of stderr.
 
     `command` starts the program on this machine, `arguments` follow it; `reads` are the addresses of its inputs,
-    `writes` the local folders that it may write. `uses` and `code` name the stage and its code identity; `image` is
-    the image that a pipeline or an interface names, and `code_folders` what a plain command needs in it.
+    `writes` the local folders that it may write, `remote` all addresses elsewhere that it uses itself. `uses` and
+    `code` name the stage and its code identity; `image` is the image that a pipeline or an interface names, and
+    `code_folders` what a plain command needs in it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Attempt:
     arguments: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     writes: tuple[Path, ...] = ()
+    remote: tuple[str, ...] = ()
     resources: Resources = field(default_factory=Resources)
     uses: str = ""
     code: str = ""

@@ -3,7 +3,8 @@
 A container sees its inputs read-only and the folder of its own attempt, under the paths that they have outside, so no
 artifact is copied and no address is translated. Beyond that: a read-only root, a scratch `/tmp` in memory, no
 capabilities, no new privileges, a user that is not root, no network where everything is local. What it writes belongs
-to the caller afterwards.
+to the caller afterwards. Where something is elsewhere the container has a network, the credentials of just these
+addresses (`credentials`), and the caller's cache.
 
 A thread beside each container carries its words into the attempt's files, waits for its end and removes it. A container
 outlives a runner that is killed; the next runner finds it by its label and reads its words again from the start.
@@ -21,13 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microstages.errors import EXIT_TEMPORARY, EXIT_USER, TemporaryError, UserError, from_os_error
-from microstages.storage import local_path
 
+from runner.credentials import hidden, passed_on
 from runner.executors import LOST, Attempt, Status, secrets
 from runner.executors.engine import Image, asked, connect, explained, image_named, image_of
-from runner.executors.mounts import mounts
+from runner.executors.mounts import CACHE, mounts, own_cache
 from runner.executors.owner import hand_over
 from runner.executors.secrets import Redactor, Secret
+from runner.executors.verdict import verdict
 from runner.executors.words import Reader
 from runner.resources import visible_gpus
 
@@ -89,16 +91,19 @@ class DockerExecutor:
     def submit(self, attempt: Attempt) -> str:
         """Create the container; it is started beside the caller. Raises UserError where that cannot be."""
         image = self.image(attempt)
-        given = secrets.read(self.options.get("secrets") or [], attempt.folder)
+        own = secrets.read(self.options.get("secrets") or [], attempt.folder)
+        found, plain = passed_on(attempt.remote)
+        given = [*own, *(s for s in found if s.name not in [o.name for o in own])]
         self._own(attempt, image)
-        host = self.client.create_host_config(**self._limits(attempt), mounts=mounts(attempt, given, image.user))
+        cache = own_cache(image.user) if attempt.remote else None
+        host = self.client.create_host_config(**self._limits(attempt), mounts=mounts(attempt, given, image.user, cache))
         labels = {LABEL: attempt.name, "microstages.stage": attempt.stage}
         labels[SECRETS] = " ".join(s.name for s in given if s.file is None)
         entry = {"entrypoint": list(attempt.command)} if attempt.code_folders else {}
         with asked(attempt.stage):
             made = self.client.create_container(
                 image.id, list(attempt.arguments), name=f"microstages-{attempt.stage}-{attempt.name}", labels=labels,
-                user=_user(image), environment=self._environment(attempt, image, given, host["NetworkMode"]),
+                user=_user(image), environment=plain | self._environment(attempt, image, given, host["NetworkMode"]),
                 host_config=host, stop_signal="SIGTERM", **entry,
             )  # fmt: skip
         self._watch(attempt, made["Id"], [s.value for s in given], start=True)
@@ -177,11 +182,12 @@ class DockerExecutor:
     def _network(self, attempt: Attempt) -> str:
         if own := self.options.get("network"):
             return str(own)
-        places = [*attempt.reads, *(str(p) for p in attempt.writes)]
-        return "none" if all(local_path(uri) is not None for uri in places) else "bridge"
+        return "bridge" if attempt.remote else "none"
 
     def _environment(self, attempt: Attempt, image: Image, given: list[Secret], network: str) -> dict[str, str]:
         values = {**HOME, **attempt.environment, "MICROSTAGES_IMAGE": image.digest}
+        if attempt.remote:
+            values["MICROSTAGES_CACHE"] = str(CACHE)
         values.pop("CUDA_VISIBLE_DEVICES", None)  # a container has only its own GPUs, counted from 0
         if not attempt.resources.gpus:
             values["NVIDIA_VISIBLE_DEVICES"] = "void"  # images made on CUDA's say "all"
@@ -196,7 +202,7 @@ class DockerExecutor:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 if os.geteuid() == 0:
-                    os.chown(folder, image.user, image.user)
+                    hand_over(folder, image.user, image.user)
             except OSError as error:
                 raise from_os_error(error, folder) or UserError(str(error), where=folder) from None
 
@@ -226,7 +232,8 @@ class DockerExecutor:
         for mount in found["Mounts"]:
             if mount["Destination"].startswith(secrets.PLACE):
                 with suppress(OSError):
-                    out.append(Path(mount["Source"]).read_bytes().decode(errors="replace").strip())
+                    text = Path(mount["Source"]).read_bytes().decode(errors="replace")
+                    out.append(hidden(Path(mount["Destination"]).name, text))
         return out
 
     def _follow(self, c: _Container) -> None:
@@ -265,7 +272,7 @@ class DockerExecutor:
                 state = self.client.inspect_container(c.id)["State"]
                 if not state["Running"] and state["Status"] != "restarting":
                     self._carry(c, follow=False)  # an engine that follows drops a last line that has no end
-                    return _verdict(c.attempt, state)
+                    return verdict(c.attempt, state)
                 away = 0.0
             except docker.errors.NotFound:
                 return LOST, None
@@ -366,35 +373,3 @@ def _user(image: Image) -> str:
     if uid := os.geteuid():
         return f"{uid}:{os.getegid()}"
     return f"{image.user}:{image.user}"
-
-
-def _verdict(attempt: Attempt, state: Mapping[str, Any]) -> tuple[int, UserError | None]:
-    """What the end of a container means."""
-    code, limit = int(state["ExitCode"]), attempt.resources.memory
-    if state.get("Error") and code in (125, 126, 127, 128):
-        return EXIT_USER, explained(RuntimeError(state["Error"]), attempt.stage)
-    if code in (126, 127) and "[FATAL tini" in _tail(attempt.log):
-        what = f"its image cannot start {attempt.command[0] if attempt.command else 'its program'}"
-        return EXIT_USER, UserError(what, fix="check the `command` of its interface.json against what the image holds")
-    if state.get("OOMKilled") and code:
-        if limit:
-            what = f"out of memory: it needed more than its limit of {_size(limit)}"
-            return EXIT_USER, UserError(what, fix=f"raise `memory` below `resources:` of {attempt.stage}")
-        return EXIT_USER, UserError("out of memory: the machine has no more", fix="use a smaller model or batch")
-    if code in (129, 130, 131, 134, 135, 136, 137, 139):  # ended by a signal; 143 is the contract's own
-        return 128 - code, None
-    return code, None
-
-
-def _tail(file: Path) -> str:
-    with suppress(OSError), file.open("rb") as f:
-        f.seek(max(0, f.seek(0, os.SEEK_END) - 4096))
-        return f.read(4096).decode(errors="replace")
-    return ""
-
-
-def _size(count: int) -> str:
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if count >= factor:
-            return f"{count / factor:.4g} {unit}"
-    return f"{count} bytes"

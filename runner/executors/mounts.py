@@ -1,4 +1,5 @@
-"""What a container sees of this machine: its inputs, its code, its secrets, and the folders that it may write.
+"""What a container sees of this machine: its inputs, its code, its secrets, and the folders that it may write; where
+artifacts come from elsewhere, a cache for them.
 
 Everything has the path inside that it has outside. What a link leads to is there too, where the link says, so a folder
 of links (such as a snapshot of a model hub) is complete.
@@ -12,12 +13,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from microstages.errors import UserError
+from microstages.digest import cache_folder
+from microstages.errors import UserError, from_os_error
 from microstages.storage import local_path
 
 from runner.executors import Attempt, secrets
 from runner.executors.secrets import Secret
 
+CACHE = Path("/cache")  # where a container has it
 MANY = 500  # files of a pattern that are mounted one by one; of more their folder is
 OWN = ("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt", "/opt/venv", "/proc", "/run", "/sbin", "/sys",
        "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/var")  # fmt: skip
@@ -25,7 +28,20 @@ OWN = ("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt", "/opt/ven
 SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib64", "/opt/venv", "/proc", "/run", "/sbin", "/sys", "/usr")
 
 
-def mounts(attempt: Attempt, given: Iterable[Secret], user: int) -> list[Any]:
+def own_cache(user: int) -> Path:
+    """The caller's cache folder; where the caller is root, a part of it for the container's user. What a stage fetched
+    or is about to send lies there, not in memory, and later stages find it."""
+    folder = cache_folder() if os.geteuid() else cache_folder() / f"for-{user}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            os.chown(folder, user, user)
+    except OSError as error:
+        raise from_os_error(error, folder) or UserError(str(error), where=folder) from None
+    return folder
+
+
+def mounts(attempt: Attempt, given: Iterable[Secret], user: int, cache: Path | None = None) -> list[Any]:
     """The mounts of an attempt, as the Docker SDK takes them. Raises UserError for a path that hides the image's."""
     import docker
 
@@ -45,6 +61,8 @@ def mounts(attempt: Attempt, given: Iterable[Secret], user: int) -> list[Any]:
             add(link, source, True)
     for folder in attempt.writes:
         add(folder.absolute(), Path(os.path.realpath(folder)), False)
+    if cache is not None:
+        add(CACHE, Path(os.path.realpath(cache)), False)
     for secret in given:
         if secret.file is not None:
             add(Path(secrets.PLACE, secret.name), secrets.source(secret, user), True)

@@ -1,4 +1,4 @@
-"""Processes named so that they are known again: a token is process id, start time, boot and host name.
+"""Processes named so that they are known again: a token is process id, start time, boot and process space, host name.
 
 A process id alone is given to another process sooner or later.
 """
@@ -12,9 +12,10 @@ import subprocess
 
 @functools.cache
 def _boot() -> str:
+    """What tells apart two boots, and two containers that have the same host name: each counts its own processes."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as f:
-            return f.read(8)
+            return f"{f.read(8)}.{os.readlink('/proc/self/ns/pid').strip('pid:[]')}"
     except OSError:
         return "boot"
 
@@ -41,6 +42,11 @@ def token(pid: int) -> str:
 def host(text: str) -> str:
     """The machine of a token."""
     return text.rpartition(":")[2]
+
+
+def machine(text: str) -> str:
+    """The boot, process space and host of a token: within it, whether a process runs can be told."""
+    return ":".join(text.split(":")[-2:])
 
 
 def own_token() -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from microstages.errors import UserError, from_os_error
 
@@ -22,6 +23,8 @@ PLACE = "/run/secrets"
 COPIES = "microstages-secret-"  # folders of copies for a container's user
 HIDDEN = b"***"
 SHORT = 4  # characters; hiding shorter ones would take ordinary words with them
+_NAMES = re.compile(r"key|secret|token|password|passwd|credential|signature|\bsig$", re.IGNORECASE)
+_NOT = re.compile(r"(ur[il]|file|path|type|expiry|expiration)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,39 @@ def drop(mounted: Path) -> None:
         shutil.rmtree(mounted.parent, ignore_errors=True)
 
 
+def is_secret(name: str) -> bool:
+    """Whether what has this name is likely to be secret."""
+    return bool(_NAMES.search(name)) and not _NOT.search(name)
+
+
+def parts(text: str) -> list[str]:
+    """The secret values inside a text that has a structure: JSON, an INI file, `AccountKey=…;…`, a query with `sig=`.
+    A library may say one of them without the rest."""
+    try:
+        return list(_leaves(json.loads(text)))
+    except ValueError:
+        pairs = (piece.partition("=") for piece in re.split(r"[;&?\n]", text))
+        values = [value.strip() for name, _, value in pairs if value and is_secret(name.strip())]
+        return [form for value in values for form in dict.fromkeys((value, unquote(value)))]
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, name)
+    elif isinstance(value, str) and is_secret(name):
+        yield value
+
+
 class Redactor:
     """Puts `***` in the place of secrets, as they are and as JSON, Python and addresses write them, in a stream of
     bytes that may be cut anywhere."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        lines = {line for s in secrets for line in (s, *s.splitlines()) if len(line) >= SHORT}
+        lines = {line for s in secrets for line in (s, *s.splitlines(), *parts(s)) if len(line) >= SHORT}
         forms = {f for line in lines for f in _forms(line) if "\n" not in f}
         self._secrets = sorted((f.encode() for f in forms), key=len, reverse=True)
 

@@ -171,6 +171,31 @@ def project(tmp_path: Path) -> Iterator[Project]:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
+@dataclass(frozen=True)
+class CommonStore:
+    """A store that several runners share: its address, and what they need in their environment to reach it."""
+
+    uri: str
+    environment: Mapping[str, str]
+
+    def leases(self) -> list[str]:
+        """The leases that are held, or were left behind."""
+        from microstages.storage import listing
+
+        return [name for name in listing(self.uri) if "/lease-" in name]
+
+
+@pytest.fixture(params=["folder", "azurite", "s3"])
+def common_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommonStore:
+    """A place for the artifacts of several runners at once; the test runs once with each kind."""
+    if request.param == "folder":
+        return CommonStore(str(tmp_path / "store"), {})
+    store = request.getfixturevalue(request.param)
+    store.start()
+    store.use(monkeypatch)
+    return CommonStore(store.uri("store"), store.environment)
+
+
 @pytest.fixture
 def chain(project: Project) -> Project:
     """`first` reads data.txt and adds its word; `second` adds its own; `side` counts the lines of `first`."""

@@ -19,11 +19,14 @@ def test_without_a_pipeline_it_looks_at_the_machine(project):
     assert not (project.folder / ".runner").exists(), "it changes nothing"
 
 
-def test_what_a_pipeline_asks_for_and_is_missing_is_an_error(project):
+def test_what_a_pipeline_asks_for_and_is_missing_is_an_error(project, tmp_path):
+    without = tmp_path / "without"
+    without.mkdir()
+    (without / "sitecustomize.py").write_text("import sys\nsys.modules['s3fs'] = None\n")
     project.pipeline(
         "target: docker\nstore: s3://bucket/x\nstages:\n  a: {uses: merge, inputs: {base_model: m, adapter: a}}\n"
     )
-    done = project.run("doctor", environment=NOWHERE)
+    done = project.run("doctor", environment={**NOWHERE, "PYTHONPATH": str(without)})
     assert done.code == 2
     lines = done.out.splitlines()
     at = next(n for n, line in enumerate(lines) if line.startswith("!! Docker"))

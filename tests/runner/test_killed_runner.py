@@ -112,7 +112,8 @@ def test_two_runners_make_a_thing_once(saver, eventually):
     assert first.returncode == 0, err
     out, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
-    assert "another run is making it" in err
+    assert re.search(r"bad: another run \(\S+@\S+, pid \d+\) is making it since \d\d:\d\d:\d\d; waiting for it", err)
+    assert err.count("waiting for it") == 1
     assert {s["stage"]: s["status"] for s in json.loads(out)["stages"]}["bad"] == "reused"
     assert sorted(saver.ran()) == ["good", "next", "work"]
     assert saver.nothing_half_made()

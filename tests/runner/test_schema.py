@@ -22,6 +22,9 @@ ACCEPTED = [
     "stages: {a: {uses: x, resources: {memory: 1000, cpus: '2'}, timeout: 90, grace: 0}}",
     "params: {n: 1}\nstages: {a: {uses: x, retries: '${{ params.n }}', resources: {gpus: '${{ params.n }}'}}}",
     "stages: {a: {uses: x, inputs: {m: '${{ stages.b.out }}', n: }}, b: {uses: y}}",
+    "stages: {a: {uses: x, retry: {attempts: 4, backoff: 2s, max_backoff: 1min, on: [75, 143, 137, timeout]}}}",
+    "params: {n: 1}\nstages: {a: {uses: x, retry: {attempts: '${{ params.n }}', on: ['${{ params.n }}']}}}",
+    "stages: {a: {uses: x, retry: {on: []}}, b: {uses: x, retry: {attempts: , on: }}, c: {uses: x, retry: }}",
 ]
 REJECTED = [
     "name: x",
@@ -60,6 +63,19 @@ REJECTED = [
     "stages: {a: {uses: x, retries: some}}",
     "stages: {a: {uses: x, retries: -1}}",
     "stages: {a: {uses: x, target: 3}}",
+    "stages: {a: {uses: x, retry: 3}}",
+    "stages: {a: {uses: x, retry: {tries: 3}}}",
+    "stages: {a: {uses: x, retry: {attempts: 0}}}",
+    "stages: {a: {uses: x, retry: {attempts: 1.5}}}",
+    "stages: {a: {uses: x, retry: {backoff: soon}}}",
+    "stages: {a: {uses: x, retry: {max_backoff: -1}}}",
+    "stages: {a: {uses: x, retry: {on: 75}}}",
+    "stages: {a: {uses: x, retry: {on: [2]}}}",
+    "stages: {a: {uses: x, retry: {on: [0]}}}",
+    "stages: {a: {uses: x, retry: {on: [256]}}}",
+    "stages: {a: {uses: x, retry: {on: [true]}}}",
+    "stages: {a: {uses: x, retry: {on: [late]}}}",
+    "stages: {a: {uses: x, retries: 1, retry: {attempts: 2}}}",
 ]
 
 

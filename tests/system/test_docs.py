@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stores.servers import Store
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ("prepare-data", "train-lora", "train-qlora", "merge", "build-onnx", "infer")
@@ -27,6 +28,8 @@ DOCS = [
 NOT_HERE = re.compile(r"^(make test|make images FLAVOR=cuda|python benchmarks/|pip install )")
 # What needs a Docker engine with the stages' images, and sees it.
 IN_CONTAINERS = re.compile(r"^(docker |make images|python images/|runner doctor|runner .*--target docker)")
+# What reaches an object store: a container `models` of a real server.
+IN_A_STORE = re.compile(r"abfs://models/")
 
 
 def commands(file: Path) -> list[str]:
@@ -56,6 +59,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def models(azurite: Store) -> dict[str, str]:
+    """The variables with which the container `models` is reached."""
+    azurite.start()
+    azurite.make(azurite.environment, "models")
+    return azurite.environment
+
+
 @pytest.mark.parametrize("file, command", ALL, ids=[f"{f}: {c[:60]}" for f, c in ALL])
 def test_a_documented_command_runs(place: Path, file: str, command: str, request: pytest.FixtureRequest):
     if NOT_HERE.match(command):
@@ -72,6 +83,8 @@ def test_a_documented_command_runs(place: Path, file: str, command: str, request
         engine = request.getfixturevalue("engine")
         environment["DOCKER_HOST"] = engine.address
         environment["BASE"] = engine.base
+    if IN_A_STORE.search(command):
+        environment |= request.getfixturevalue("models")
     # the environments are this checkout's: `make` must not install into them from here, however old they are
     old = "make -o .venv/.installed -o stages/train-qlora/.venv/.installed "
     done = subprocess.run(

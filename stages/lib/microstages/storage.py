@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -150,9 +151,13 @@ def entries(uri: str) -> dict[str, Entry]:
     """All files below a URI: posix path below it -> size and tag; of a remote file itself the name is ''. Empty where
     there is nothing. Never stale."""
     if (path := local_path(uri)) is not None:
-        found = (p for p in path.rglob("*") if p.is_file())
-        stats = ((p.relative_to(path).as_posix(), p.stat()) for p in found)
-        return {name: Entry(s.st_size, "", s.st_mtime) for name, s in stats}
+        found = {}
+        for top, _, names in os.walk(path):
+            for file in (Path(top, name) for name in names):
+                with suppress(OSError):  # it vanished meanwhile
+                    s = file.stat()
+                    found[file.relative_to(path).as_posix()] = Entry(s.st_size, "", s.st_mtime)
+        return found
     return _ask(uri, lambda driver, name: driver.entries(name))
 
 

@@ -1,0 +1,140 @@
+"""The command line: words, options, their help, and what is said of a wrong one.
+
+Only argparse: it is read at every start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from microstages.errors import UserError, nearest
+
+DEFAULT = "pipeline.yaml"
+EPILOG = "Exit codes: 0 done, 2 something to mend, 70 a fault in a stage, 75 try again later, 143 stopped."
+FORMS = ("text", "mermaid", "dot")
+SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong as every other error is said, with the nearest right word."""
+
+    commands: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        known = [*self.commands, *(w for words, _ in OPTIONS.values() for w in words), "--set", "--format", *FORMS]
+        wrong = re.search(r"unrecognized arguments: (-\S+)|invalid choice: '(\S+)'", message)
+        guess = nearest(next(w for w in wrong.groups() if w), known) if wrong else ""
+        raise UserError(f"{message}{guess}", fix=f"see {self.prog} --help")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"a whole number, 0 or more, is wanted, not {text!r}")
+    return int(text)
+
+
+def _age(text: str) -> float:
+    """Seconds; `12h`, `90 min`."""
+    found = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(SECONDS)})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"a time such as 12h, 30min or 7d is wanted, not {text!r}")
+    return float(found[1]) * SECONDS[found[2]]
+
+
+OPTIONS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
+    "target": (("--target",), {"metavar": "NAME", "help": "where all stages run"}),
+    "only": (("--only",), {"metavar": "STAGE", "help": "just this stage"}),
+    "from": (("--from",), {"metavar": "STAGE", "dest": "first", "help": "this stage and what follows it"}),
+    "force": (("--force",), {"action": "store_true", "help": "run even what is there already"}),
+    "jobs": (("--jobs", "-j"), {"type": _count, "default": 0, "metavar": "N",
+                                "help": "stages side by side (default: one for each core)"}),
+    "json": (("--json",), {"action": "store_true", "help": "print JSON"}),
+    "quiet": (("--quiet", "-q"), {"action": "store_true", "help": "say only what went wrong"}),
+    "last": (("--last", "-n"), {"type": _count, "default": 10, "metavar": "N", "help": "how many runs (0: all)"}),
+    "everybody": (("--all",), {"action": "store_true", "dest": "everybody",
+                               "help": "everybody's runs on this store, as its records tell"}),
+    "follow": (("--follow", "-f"), {"action": "store_true", "help": "go on until the run ends"}),
+    "keep-runs": (("--keep-runs",), {"type": _count, "default": 10, "metavar": "N",
+                                     "help": "keep what the last N runs need (default: 10)"}),
+    "older-than": (("--older-than",), {"type": _age, "default": 86400.0, "metavar": "TIME",
+                                       "help": "keep what is younger (default: 1d)"}),
+    "cache": (("--cache",), {"action": "store_true", "help": "this machine's cache as well"}),
+    "yes": (("--yes",), {"action": "store_true", "help": "do it; without this it is only shown"}),
+    "delete": (("--delete",), {"action": "store_true", "help": "remove the tag; gc may then take what it names"}),
+    "move": (("--move",), {"action": "store_true", "help": "let a tag that is there name these results instead"}),
+    "all": (("--all",), {"action": "store_true", "help": "every result in the store"}),
+}  # fmt: skip
+
+WHAT = "a stage, stage.output, a tag, tag/stage, or the address of an artifact"
+
+
+def parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
+    """The whole command line of these commands, each a function of its arguments, in this order."""
+    top = Parser(
+        prog="runner", allow_abbrev=False, epilog=EPILOG,
+        description="Run a pipeline of microstages: what changed is run, the rest is reused.",
+    )  # fmt: skip
+    Parser.commands = [c.__name__ for c in commands]
+    made = top.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    for function in commands:
+        text = (function.__doc__ or "").replace("%", "%%")
+        help_ = text.split(". ")[0].rstrip(".")
+        one = made.add_parser(
+            function.__name__, help=help_, description=text, allow_abbrev=False, epilog=EPILOG
+        )  # fmt: skip
+        one.set_defaults(function=function)
+        words, names = COMMANDS[function.__name__]
+        for word, rest in words.items():
+            one.add_argument(word, **rest)
+        if "pipeline" not in words:
+            one.add_argument("--pipeline", "-p", type=Path, default=Path(DEFAULT), metavar="FILE",
+                             help=f"pipeline file (default: {DEFAULT})")  # fmt: skip
+        one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                         help="put a value in place of the file's, such as params.method=train-qlora")  # fmt: skip
+        for name in names.split():
+            flags, rest = OPTIONS[name]
+            one.add_argument(*flags, **rest)
+    return top
+
+
+_PIPELINE: dict[str, dict[str, Any]] = {
+    "pipeline": {"nargs": "?", "type": Path, "default": Path(DEFAULT), "metavar": "PIPELINE",
+                 "help": f"pipeline file (default: {DEFAULT})"},
+}  # fmt: skip
+_FORMAT: dict[str, Any] = {"choices": FORMS, "default": "text", "help": "default: text"}
+_WHAT: dict[str, Any] = {"nargs": "+", "metavar": "WHAT", "help": WHAT}
+
+# Each command's words, and its options by name.
+COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
+    "up": (_PIPELINE, "target only from force jobs json quiet"),
+    "run": ({"stage": {"metavar": "STAGE", "help": "a stage of the pipeline"}, **_PIPELINE}, "target force json quiet"),
+    "plan": (_PIPELINE, "target only from force json"),
+    "graph": ({**_PIPELINE, "--format": _FORMAT}, ""),
+    "ps": (_PIPELINE, "last everybody json"),
+    "logs": (
+        {"words": {"nargs": "*", "metavar": "[RUN] [STAGE]", "help": "the last run, all stages, where left out"}},
+        "follow",
+    ),
+    "cancel": (
+        {"words": {"nargs": "*", "metavar": "[RUN] [STAGE]", "help": "the newest run, all stages, where left out"}},
+        "",
+    ),
+    "tag": (
+        {
+            "name": {"nargs": "?", "metavar": "NAME", "help": "letters, digits, . - _; without it the tags are listed"},
+            "stages": {"nargs": "*", "metavar": "STAGE", "help": "stages of the pipeline (default: all)"},
+        },
+        "delete move json",
+    ),
+    "verify": ({"what": {**_WHAT, "nargs": "*"}}, "all json"),
+    "push": ({"what": _WHAT, "dest": {"metavar": "DEST", "help": "the new address; of several, a folder"}}, "json"),
+    "pull": ({"what": _WHAT, "dest": {"metavar": "DEST", "help": "a folder of this machine"}}, "json"),
+    "gc": (_PIPELINE, "keep-runs older-than cache yes json"),
+    "doctor": (_PIPELINE, "target json"),
+}

@@ -1,0 +1,196 @@
+"""What becomes of an attempt that has ended: its stage is done, tried again, left to another run, or given up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from microstages.errors import (
+    EXIT_BUG,
+    EXIT_OK,
+    EXIT_STOPPED,
+    EXIT_TEMPORARY,
+    EXIT_USER,
+    TemporaryError,
+    UserError,
+    from_os_error,
+)
+from microstages.manifest import Manifest
+from microstages.storage import public
+
+from runner.attempts import Active, drop_state, failure, full_disk, written
+from runner.executors import LOST
+from runner.lease import Leases
+from runner.patience import Patience
+from runner.progress import Progress
+from runner.store import Store
+
+KILLED = (128 + 9, EXIT_STOPPED)
+
+
+class Ending:
+    """Settles the attempts of one run."""
+
+    def __init__(self, store: Store, progress: Progress, leases: Leases, patience: Patience) -> None:
+        self.store, self.progress, self.leases, self.patience = store, progress, leases, patience
+        self.lost: dict[str, int] = {}  # attempts of a stage of which nobody knows how they ended
+
+    def settle(self, active: Active, code: int, stopping: int) -> bool:
+        """Settle an attempt; `stopping`: how many signals came. False where the store does not answer: the attempt is
+        to be settled again at its `commit_at`."""
+        name = active.stage.name
+        stopped = stopping > 0 or active.cancelled
+        if active.left:  # it may still run, and its claim says where: the next run takes it up
+            self.progress.fail(active.stage, failure(active, code), active, code)
+        elif code == EXIT_OK or (code == LOST and not active.error):
+            self.patience.ask(("commit", name))
+            try:
+                self._commit(active, code, stopped, at_once=stopping > 1)
+                self.patience.answered(("commit", name))
+            except TemporaryError as error:
+                if (pause := self.patience.pause(("commit", name))) is not None:
+                    if self.patience.first(("commit", name)):
+                        self.progress.view.note(f"{name}: its result cannot be stored now; it is tried again")
+                    active.ended, active.commit_at, active.finishing = code, time.monotonic() + pause, None
+                    return False
+                self.leases.away = True
+                self._give_up(active, error, error.exit_code)
+            except UserError as error:
+                self._refuse(active, error, code)
+            except OSError as error:
+                self._refuse(active, from_os_error(error) or UserError(str(error)), code)
+        else:
+            self._fail(active, code, stopped)
+        if name not in self.progress.later:  # between two tries a lease is kept
+            self.leases.release(active.stage.interface.name, active.step.fingerprint)
+        return True
+
+    def _commit(self, active: Active, code: int, stopped: bool, at_once: bool) -> None:
+        if active.drafts and at_once and not (active.finishing and not active.finishing.running):
+            self._give_up(active, None, EXIT_STOPPED)
+            return
+        if active.finishing:
+            manifests = active.finishing.result()
+        else:
+            # what a plain command wrote is whole only where it is known to have ended well
+            unknown = code == LOST and active.drafts
+            manifests = None if unknown else written(active, self.store, self.progress.facts)
+        if manifests is None:
+            self._without_result(active, code, stopped)
+            return
+        self._done(active, manifests)
+
+    def _done(self, active: Active, manifests: Mapping[str, Manifest]) -> None:
+        stage, step, attempt = active.stage, active.step, active.attempt.name
+        name = stage.interface.name
+        result = self.store.commit(name, step.fingerprint, attempt, manifests, replace=step.replace)
+        if result.attempt != attempt:
+            self.store.discard(name, step.fingerprint, attempt)
+        drop_state(stage, step.fingerprint, self.store)
+        self.progress.done(active, result)
+
+    def _without_result(self, active: Active, code: int, stopped: bool) -> None:
+        stage = active.stage
+        if code != LOST:
+            what = f"it ended without an error, but did not write {' and '.join(stage.interface.outputs)}"
+            error = UserError(what, fix="a stage writes every output that its interface names")
+            self._give_up(active, error, EXIT_BUG)
+        elif stopped:
+            self._stop(active)
+        elif self._overtaken(active):
+            self._leave(active, code)
+        else:
+            lost = self.lost[stage.name] = self.lost.get(stage.name, 0) + 1
+            if lost > max(1, stage.retry.attempts - 1):
+                what = f"it was lost {lost} times: it ended, or was removed, and nobody knows how"
+                fix = "see who ends it: docker events, or the kernel's log"
+                self._give_up(active, UserError(what, fix=fix), EXIT_BUG)
+            else:
+                self._again(active, "it ended without a result, and nobody knows how", 0.0, code)
+
+    def _fail(self, active: Active, code: int, stopped: bool) -> None:
+        stage, retry = active.stage, active.stage.retry
+        if code == LOST and active.why is None:
+            code = int(active.error.get("exit_code", EXIT_BUG))
+        tries = self.progress.tries.get(stage.name, 0)
+        self._mark_damaged(active)
+        if (code < 0 or code in KILLED) and (manifests := self._finished(active)):
+            self._done(active, manifests)
+        elif stopped:
+            self._stop(active)
+        elif self._overtaken(active):
+            self._leave(active, code)
+        elif retry.wanted(code, active.timed_out, tries):
+            why = failure(active, code).what
+            if active.timed_out:
+                why = _late(active)
+            elif code == EXIT_TEMPORARY and not active.why and not active.error:
+                why = "a temporary failure"
+            self._again(active, f"{why}; try {tries + 2} of {retry.attempts}", retry.pause(tries + 1), code)
+        elif active.timed_out:
+            self._give_up(active, UserError(_late(active), fix="give it a longer `timeout`, or less to do"), EXIT_USER)
+        elif code == EXIT_STOPPED:
+            self._stop(active)
+        elif full := full_disk(active):
+            self._give_up(active, full, EXIT_USER)
+        else:
+            self._give_up(active, failure(active, code), code)
+
+    def _finished(self, active: Active) -> dict[str, Manifest] | None:
+        """What an attempt wrote that was killed after all its outputs were whole; None where they are not."""
+        with suppress(UserError):
+            return None if active.drafts else written(active, self.store, self.progress.facts)
+        return None
+
+    def _mark_damaged(self, active: Active) -> None:
+        """Where a stage says that an input is damaged, and it is another stage's result, that is made anew next."""
+        damaged = active.error.get("damaged")
+        for name, step in self.progress.steps.items() if damaged else ():
+            for output in step.result.outputs.values() if step.result else ():
+                if step.result and public(output.uri) == damaged:
+                    uses = self.progress.pipeline.stages[name].interface.name
+                    why = f"{active.error.get('where')}: {active.error.get('what')}"
+                    with suppress(UserError):
+                        self.store.mark_damaged(uses, step.fingerprint, step.result.attempt, why)
+
+    def _refuse(self, active: Active, error: UserError, code: int) -> None:
+        """What was written cannot be the result; where another run took over it may have removed it."""
+        if self._overtaken(active):
+            self._leave(active, code)
+        else:
+            self._give_up(active, error, error.exit_code)
+
+    def _overtaken(self, active: Active) -> bool:
+        """Whether another run took this one for dead and makes the stage now."""
+        return self.leases.lost(active.stage.interface.name, active.step.fingerprint)
+
+    def _leave(self, active: Active, code: int) -> None:
+        """Leave a stage to the run that took it over; its attempt too, where that has been taken over as well."""
+        if self.progress.history.mine(active.key):
+            self.store.discard(active.stage.interface.name, active.step.fingerprint, active.attempt.name)
+        self.progress.again(active, "another run has taken it over", 0.1, code)
+
+    def _again(self, active: Active, why: str, seconds: float, code: int) -> None:
+        stage = active.stage
+        self.progress.tries[stage.name] = self.progress.tries.get(stage.name, 0) + 1
+        self.store.discard(stage.interface.name, active.step.fingerprint, active.attempt.name)
+        self.progress.again(active, why, seconds, code)
+
+    def _stop(self, active: Active) -> None:
+        self.progress.code = self.progress.code or EXIT_STOPPED
+        self._give_up(active, None, EXIT_STOPPED)
+
+    def _give_up(self, active: Active, error: UserError | None, code: int) -> None:
+        stage, step = active.stage, active.step
+        self.store.discard(stage.interface.name, step.fingerprint, active.attempt.name)
+        drop_state(stage, step.fingerprint, self.store, only_empty=True)
+        self.progress.history.release(active.key)
+        if error is None:
+            self.progress.end(stage, "stopped", "", active, code)
+        else:
+            self.progress.fail(stage, error, active, code)
+
+
+def _late(active: Active) -> str:
+    return f"it took longer than its timeout of {active.stage.timeout:g} s"

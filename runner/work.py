@@ -1,0 +1,50 @@
+"""What a command works on: a pipeline read, its world looked at, its plan made."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from microstages import watch
+from microstages.errors import UserError, nearest
+
+from runner.facts import gather
+from runner.history import History
+from runner.pipeline import read
+from runner.plan import choose
+from runner.plan import plan as make_plan
+from runner.store import Store
+from runner.view import Told
+
+
+class Work:
+    """A pipeline read, its world looked at, its plan made; then, with `create`, a place for its results."""
+
+    def __init__(self, args: argparse.Namespace, create: bool) -> None:
+        only, first = args.only, args.first
+        watch.current = Told(lambda text: print(text, file=sys.stderr))
+        if only and first:
+            raise UserError("--only and --from exclude each other", fix="give one of them")
+        pipeline = read(args.pipeline, args.set, args.target)
+        for text in pipeline.warnings:
+            print(text, file=sys.stderr)
+        for name in (only, first):
+            if name and name not in pipeline.stages:
+                what = f"there is no stage {name!r}{nearest(name, pipeline.stages)}"
+                raise UserError(what, where=args.pipeline, fix=f"stages: {', '.join(pipeline.stages)}")
+        self.choice = choose(pipeline, only, first, args.force)
+        self.pipeline = pipeline.needed_for(self.choice.stages)
+        self.store = Store(pipeline.store)
+        self.history = History(self.store.state_folder(pipeline.folder), create=False)
+        self.facts = gather(self.pipeline, self.store, self.history)
+        self.steps = make_plan(self.pipeline, self.facts, self.choice)
+        undone = [s.stage for s in self.steps.values() if s.action == "skip" and s.stage not in self.choice.stages]
+        if undone:
+            are, them = ("is", "it") if len(undone) == 1 else ("are", "them")
+            fix = f"run the whole pipeline, or {undone[0]} first"
+            raise UserError(f"{', '.join(undone)} {are} not done, and {only or first} needs {them}", fix=fix)
+        if create:  # only now: a mistake leaves nothing behind
+            self.store.prepare()
+            if self.history.fresh:
+                self.history.close()
+                self.history = History(self.history.folder)
