@@ -1,7 +1,7 @@
 """A second Docker engine of this machine, started to be killed; the machine's own engine is never touched.
 
-It has folders, a socket and a containerd of its own, no bridge, and changes no rule of the network; so its containers
-have the network `none` or `host`. It gets the images that it needs from the machine's engine.
+It has folders, a socket and a containerd of its own, and changes no rule of the network; so its containers have the
+network `none` or `host`. An engine that is told to have no bridge removes the machine's, so it is told that one's name. It gets the images that it needs from the machine's engine.
 """
 
 from __future__ import annotations
@@ -66,9 +66,11 @@ class OwnEngine:
         folder = self.folder
         for name in ("pid", "exec/containerd/containerd.pid"):  # a zombie that nobody buries would count as alive
             (folder / name).unlink(missing_ok=True)
+        bridge = "docker0" if Path("/sys/class/net/docker0").exists() else "none"
         command = [
             "dockerd", "--host", self.address, "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec",
-            "--pidfile", f"{folder}/pid", "--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false",
+            "--pidfile", f"{folder}/pid", "--bridge", bridge, "--iptables=false", "--ip-forward=false",
+            "--ip-masq=false",
         ]  # fmt: skip
         with open(folder / "log", "ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
