@@ -1,7 +1,8 @@
 """A second Docker engine of this machine, started to be killed; the machine's own engine is never touched.
 
 It has folders, a socket and a containerd of its own, and changes no rule of the network; so its containers have the
-network `none` or `host`. An engine that is told to have no bridge removes the machine's, so it is told that one's name. It gets the images that it needs from the machine's engine.
+network `none` or `host`. An engine that is told to have no bridge removes the machine's, so it is told that one's name.
+It gets the images that it needs from the machine's engine.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from chaos.audit import Audit, StageRun, audit
 from chaos.places import Place
 
 ROOT = Path(__file__).parent.parent.parent
-EVERY = 4  # steps between two checkpoints
+EVERY = 4  # steps that may be lost
 STAGES = 4
 PIPELINE = """\
 name: chaos

@@ -91,8 +91,8 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_digest(begin, tmp_path
         first = life.events("checkpoint")[:1]
         resumed = first[0]["step"] if first and first[0].get("resumed") else 0
         assert resumed >= saved
-        # and lost no more than an interval, and the steps that the saving of a checkpoint took
-        assert reached - resumed <= 3 * EVERY
+        # and lost no more than an interval
+        assert reached - resumed <= EVERY
         reached = max(reached, life.reached())
         saved = max([e["step"] for e in life.events("checkpoint")], default=saved)
         assert not (tmp_path / "out").exists()

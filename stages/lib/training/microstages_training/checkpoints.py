@@ -2,8 +2,11 @@
 
 The training path only copies tensors in memory (`state.Camera`); a thread of low priority writes, hashes and commits
 the copy, and removes checkpoints that are no longer needed. There is one copy at most: where the thread is still busy
-when a checkpoint is due, it is made after the first step at which the thread is free. A checkpoint that cannot be saved
-is told and lost; training goes on.
+when a checkpoint is due, it is made after the first step at which the thread is free.
+
+A kill loses no more than the interval that was asked for: checkpoints are begun twice as often, and where the newest
+saved one is a whole interval old, training waits for the thread. A checkpoint that cannot be saved is told and lost;
+training goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Set
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -45,14 +47,15 @@ class Keeper:
     """Saves the state of one training run at its place. A context: what is being saved when it ends is completed."""
 
     def __init__(
-        self, place: Place, model: Model, report: Reporter, *, steps: Set[int], minutes: float, kept: int, total: int,
+        self, place: Place, model: Model, report: Reporter, *, every: int, minutes: float, kept: int, total: int,
         found: str = "",
     ) -> None:  # fmt: skip
-        """After each of `steps` and every `minutes` (0: never) a checkpoint is due; the newest `kept` stay. `found`:
-        the URI of the one that training goes on from."""
+        """At most `every` steps, and `minutes`, are ever lost (0: no such limit); the newest `kept` checkpoints stay.
+        `found`: the URI of the one that training goes on from."""
         self._place, self._model, self._report, self._total, self._found = place, model, report, total, found
-        self._steps, self._seconds, self._kept = steps, minutes * 60, kept
-        self._camera, self._due, self._began = Camera(), False, time.monotonic()
+        self._every, self._seconds, self._kept = every, minutes * 60, kept
+        self._camera = Camera()
+        self._taken = self._safe = (0, time.monotonic())  # step and time of the newest copy, and of the newest saved
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None
         self._saved: int | None = None  # step of the newest checkpoint
@@ -70,17 +73,25 @@ class Keeper:
     def resumed(self, state: State) -> None:
         """Say that training goes on from the checkpoint that was found."""
         self._saved = state.step
+        self._taken = self._safe = (state.step, time.monotonic())
         self._report.event("checkpoint", uri=self._found, step=state.step, total=self._total, resumed=True)
         self._report.log(f"goes on from the checkpoint of step {state.step:,} of {self._total:,}")
 
     def after(self, state: State) -> None:
         """Make a checkpoint where one is due. For the moment between two steps."""
-        self._due |= state.step in self._steps
-        self._due |= bool(self._seconds) and time.monotonic() - self._began >= self._seconds
         if self._thread is not None and not self._thread.is_alive():
             self._wait()
-        if self._due and self._thread is None:
+        if self._thread is None and self._past(self._taken, state.step, 0.5):
             self._begin(state, LOW_PRIORITY)
+        if self._thread is not None and self._past(self._safe, state.step, 1.0):
+            self._wait()
+
+    def _past(self, since: tuple[int, float], step: int, share: float) -> bool:
+        """Whether a share of the interval has passed."""
+        steps, seconds = step - since[0], time.monotonic() - since[1]
+        return (bool(self._every) and steps >= self._every * share) or (
+            bool(self._seconds) and seconds >= self._seconds * share
+        )
 
     def at_once(self, state: State) -> str:
         """Make a checkpoint now and wait for it; says how that went."""
@@ -96,7 +107,7 @@ class Keeper:
         return f"no checkpoint could be saved, {last}"
 
     def _begin(self, state: State, priority: int) -> None:
-        self._due, self._began = False, time.monotonic()
+        self._taken = (state.step, time.monotonic())
         try:
             snapshot = self._camera.take(self._model, state)
         except (RuntimeError, MemoryError) as error:  # torch's word for no memory
@@ -113,9 +124,10 @@ class Keeper:
         self._thread, done = None, self._outcome
         assert done is not None
         if done.problem:
+            self._safe = self._taken  # nothing can be done about it: no wait before the next one
             self._report.warn(f"no checkpoint of step {done.step:,}, training goes on: {done.problem}")
             return
-        self._saved = done.step
+        self._saved, self._safe = done.step, self._taken
         self._report.event("checkpoint", uri=done.uri, step=done.step, total=self._total, size=done.size)
         took = f"{size(done.size)} in {duration(done.seconds)}"
         self._report.log(f"checkpoint at step {done.step:,} of {self._total:,}: {took}")
@@ -147,3 +159,8 @@ class Keeper:
 def _words(error: Any) -> str:
     text = str(error)
     return text if text and not isinstance(error, (KeyError, TypeError)) else f"{type(error).__name__} {text}".strip()
+
+
+def interval(every: float, total: int) -> int:
+    """Steps: `every` below 1 is a share of `total`, else steps; 0: none."""
+    return max(1, round(every * total)) if 0 < every < 1 else int(every)

@@ -61,11 +61,11 @@ Checkpoints = Annotated[
 ]
 CheckpointEvery = Annotated[
     float,
-    Param("make a checkpoint: below 1 after this share of all steps, else steps; 0: by time only", min=0,
+    Param("the most that a kill may lose: below 1 a share of all steps, else steps; 0: by time only", min=0,
           affects_result=False),
 ]  # fmt: skip
 CheckpointMinutes = Annotated[
-    float, Param("make a checkpoint after so long; 0: not by time", min=0, unit="minutes", affects_result=False)
+    float, Param("the most that a kill may lose; 0: not by time", min=0, unit="minutes", affects_result=False)
 ]
 CheckpointsKept = Annotated[int, Param("checkpoints kept, the newest", min=1, affects_result=False)]
 

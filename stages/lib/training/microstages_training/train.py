@@ -180,9 +180,9 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
     from microstages_training import adapter, attention, curve, quantized
     from microstages_training.base import add_adapter, load_base
     from microstages_training.batches import Examples, Plan
-    from microstages_training.checkpoints import Keeper
+    from microstages_training.checkpoints import Keeper, interval
     from microstages_training.endtoken import check_end_token
-    from microstages_training.loop import Task, evaluation_steps, fit
+    from microstages_training.loop import Task, fit
     from microstages_training.model import Model
     from microstages_training.optimizer import warmup_steps
     from microstages_training.state import rest_of
@@ -237,7 +237,7 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
     if keep is not None and team.rank == 0:
         keeper = Keeper(
             keep.place(), model, report, total=plan.total, found=keep.resume_uri, kept=settings.checkpoints_kept,
-            steps=evaluation_steps(settings.checkpoint_every, plan.total), minutes=settings.checkpoint_minutes,
+            every=interval(settings.checkpoint_every, plan.total), minutes=settings.checkpoint_minutes,
         )  # fmt: skip
     stopping = stopping or Stopping(signals=SIGNALS if keep is not None else ())
     state = fit(Task(model, train, test, plan, settings, team, report, stopping, keeper, resume))

@@ -119,7 +119,7 @@ def test_it_is_so_wherever_it_is_stopped(tones, tiny_model, train_here, tmp_path
 
 def test_checkpoints_are_made_as_asked_and_the_newest_stay(tones, tiny_model, train_here, tmp_path):
     events, place = io.StringIO(), Place(str(tmp_path / "checkpoints"), RUN)
-    settings = {**LONG, "checkpoint_every": 0.25, "checkpoints_kept": 1}
+    settings = {**LONG, "checkpoint_every": 0.5, "checkpoints_kept": 1}
     _, _, said = train_here(tones, tiny_model, place=place, stopping=unhurried(), events=events, **settings)
     # each is told with its step and place, on the way; the last step needs none
     made = told(events)
@@ -174,7 +174,7 @@ def cut(checkpoint: Path) -> None:
     ids=["a byte", "truncated", "no manifest", "a file missing"],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(damage, tones, tiny_model, train_here, tmp_path):
-    settings = {**LONG, "checkpoint_every": 4, "checkpoints_kept": 2}
+    settings = {**LONG, "checkpoint_every": 8, "checkpoints_kept": 2}
     place = Place(str(tmp_path / "checkpoints"), RUN)
     undisturbed, _, _ = train_here(tones, tiny_model, place=place, stopping=unhurried(), **settings)
     assert steps(place) == [4, 8]
@@ -190,7 +190,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(damage, ton
 
 
 def test_where_all_are_damaged_it_begins_anew(tones, tiny_model, train_here, tmp_path):
-    settings = {**LONG, "checkpoint_every": 4}
+    settings = {**LONG, "checkpoint_every": 8}
     place = Place(str(tmp_path / "checkpoints"), RUN)
     undisturbed, _, _ = train_here(tones, tiny_model, place=place, stopping=unhurried(), **settings)
     for name in place.names():
@@ -201,7 +201,7 @@ def test_where_all_are_damaged_it_begins_anew(tones, tiny_model, train_here, tmp
 
 
 def test_the_checkpoint_of_another_run_is_never_used_nor_removed(tones, tiny_model, train_here, tmp_path):
-    settings = {**LONG, "checkpoint_every": 4, "checkpoints_kept": 1}
+    settings = {**LONG, "checkpoint_every": 8, "checkpoints_kept": 1}
     other = Place(str(tmp_path / "checkpoints"), "f" * 32)
     train_here(tones, tiny_model, place=other, stopping=unhurried(), seed=1, **settings)
     foreign = other.names()
@@ -232,7 +232,7 @@ def test_a_store_elsewhere_serves_as_well(tones, tiny_model, train_here):
 
 
 def test_a_checkpoint_that_cannot_be_saved_is_lost_and_the_run_is_not(tones, tiny_model, train_here):
-    settings = {**LONG, "checkpoint_every": 4}
+    settings = {**LONG, "checkpoint_every": 8}
     undisturbed, _, _ = train_here(tones, tiny_model, **settings)
     place = Place("/dev/full/checkpoints", RUN)
     adapter, _, said = train_here(tones, tiny_model, place=place, stopping=unhurried(), **settings)
@@ -244,7 +244,7 @@ def test_a_checkpoint_that_cannot_be_saved_is_lost_and_the_run_is_not(tones, tin
 
 
 def test_a_disk_that_takes_no_more_leaves_nothing_half_visible(tones, tiny_model, train_here, tmp_path):
-    settings = {**LONG, "checkpoint_every": 4}
+    settings = {**LONG, "checkpoint_every": 8}
     place = Place(str(tmp_path / "checkpoints"), RUN)
     undisturbed, _, _ = train_here(tones, tiny_model, **settings)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
