@@ -9,10 +9,15 @@
 `history`    what ran when, and which attempts are under way (SQLite)
 `execute`    acts on the decisions: one scheduler, any executor
 `launch`     starts what must be made, and sees that it is made once
+`lease`      who makes a stage run, among all runners that share a store
 `attempts`   one attempt of a stage: prepared, and what it wrote checked
+`ending`     what becomes of an attempt that has ended; `retry` when it is tried again, `patience` for how long
 `progress`   how far a run has come, told to view and history
-`executors`  how a stage is started somewhere, watched and stopped
-`view`, `summary`, `graph`  what people see
+`executors`  how a stage is started somewhere, watched and stopped; `credentials` what a container gets for stores
+`cli`, `arguments`, `work`  the commands; `view`, `summary`, `graph` what people see
+`artifacts`  the commands for results: `tags`, `carry` (push, pull), `check` (verify), `gc` with `inventory`; `named` is
+             what their words mean, `runs` the records of runs in the store
+`cancel`, `records`, `doctor`  stopping, looking back, what this machine can do
 
 It imports no stage and nothing heavy.
 """

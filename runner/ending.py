@@ -114,7 +114,8 @@ class Ending:
         if code == LOST and active.why is None:
             code = int(active.error.get("exit_code", EXIT_BUG))
         tries = self.progress.tries.get(stage.name, 0)
-        self._mark_damaged(active)
+        if damaged := active.error.get("damaged"):
+            self.damaged(damaged, f"{active.error.get('where')}: {active.error.get('what')}")
         if (code < 0 or code in KILLED) and (manifests := self._finished(active)):
             self._done(active, manifests)
         elif stopped:
@@ -143,14 +144,12 @@ class Ending:
             return None if active.drafts else written(active, self.store, self.progress.facts)
         return None
 
-    def _mark_damaged(self, active: Active) -> None:
-        """Where a stage says that an input is damaged, and it is another stage's result, that is made anew next."""
-        damaged = active.error.get("damaged")
-        for name, step in self.progress.steps.items() if damaged else ():
+    def damaged(self, uri: str, why: str) -> None:
+        """An input was found damaged by who read it. Where it is another stage's result, that is made anew next."""
+        for name, step in self.progress.steps.items():
             for output in step.result.outputs.values() if step.result else ():
-                if step.result and public(output.uri) == damaged:
+                if step.result and public(output.uri) == public(uri):
                     uses = self.progress.pipeline.stages[name].interface.name
-                    why = f"{active.error.get('where')}: {active.error.get('what')}"
                     with suppress(UserError):
                         self.store.mark_damaged(uses, step.fingerprint, step.result.attempt, why)
 

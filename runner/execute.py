@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
-from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, TemporaryError, UserError
+from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, DamagedError, TemporaryError, UserError
 
 from runner.attempts import Active, Finishing, written
 from runner.ending import Ending
@@ -239,6 +239,8 @@ class Execution:
             self._later("start", stage, error)
         except UserError as error:
             self.pool.give(share)
+            if isinstance(error, DamagedError):
+                self.ending.damaged(error.artifact, f"{error.where}: {error.what}")
             self.progress.fail(stage, error)
 
     def _edited(self, stage: Stage) -> bool:

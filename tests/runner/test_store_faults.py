@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from microstages import storage
 from stores.fixtures import Spoiled
 from stores.servers import ACCOUNT, HOST, KEY, Store
+
+from runner.store import _listing
 
 MANIFEST = "artifact.json"
 
@@ -141,6 +144,47 @@ def test_a_damaged_result_in_a_store_is_named_and_made_again(project: Any, remot
     assert project.up() == {"small": "done", "large": "reused"}
     assert storage.read(storage.join(uri, _result(uri, "small"), "out/x")) == b"small\n"
     assert project.up() == {"small": "reused", "large": "reused"}
+
+
+@pytest.mark.parametrize("reads", ["the runner", "the stage"])
+def test_damage_that_the_store_does_not_show_is_found_by_who_reads_it(
+    project: Any, remote: Store, tmp_path: Path, reads: str
+):
+    uri = remote.uri()
+    fill(project, uri)
+    if reads == "the stage":
+        project.stage("large", "", inputs={"x": ["dataset"]}, manifest="stage", command=[sys.executable, "./tool.py"])
+        (project.folder / "large" / "tool.py").write_text(READER)
+    project.environment |= remote.environment
+    project.up("--only", "small")
+    place = _result(uri, "small")
+    storage.replace(storage.join(uri, place, "out/x"), b"smalL\n")
+    # the store says that nothing was written since the commit
+    commit = storage.join(uri, place.rsplit("/", 1)[0], "commit.json")
+    value = json.loads(storage.read(commit) or b"")
+    value["outputs"]["out"]["listing"] = _listing(storage.entries(storage.join(uri, place, "out")))
+    storage.replace(commit, json.dumps(value).encode())
+    project.environment["MICROSTAGES_CACHE"] = str(tmp_path / "another")
+    assert project.plan()["small"][0] == "reuse"
+    done = project.run("up")
+    assert done.code == 2 and "altered" in done.out + done.err and place in done.out + done.err
+    assert project.up() == {"small": "done", "large": "done"}
+
+
+READER = """
+import json, sys
+from microstages.artifact import Draft, open_artifact
+from microstages.errors import DamagedError
+flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+try:
+    text = open_artifact(flags["x"], ["dataset"]).file("x").read_bytes()
+except DamagedError as error:
+    event = {"event": "error", "what": error.what, "where": error.where, "fix": error.fix, "damaged": error.artifact}
+    sys.exit(print(json.dumps(event), flush=True) or 2)
+with Draft(flags["out"], "dataset") as draft:
+    (draft.path / "x").write_bytes(text)
+    draft.commit({})
+"""
 
 
 def _result(uri: str, stage: str) -> str:
