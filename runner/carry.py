@@ -216,7 +216,7 @@ def _send(folder: Path, dest: str, batch: list[Any]) -> None:
             raise _damaged(f"{folder / f.path}", "is missing")
         if (folder / f.path).stat().st_size != f.size:
             raise _damaged(f"{folder / f.path}", "was altered")
-    hashes = storage.upload(folder, dest, [f.path for f in batch])
+    hashes = storage.upload(folder, dest, [f.path for f in batch], resume=True)
     for f in batch:
         if hashes[f.path] != f.sha256:
             storage.remove(storage.join(dest, f.path))

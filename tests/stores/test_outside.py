@@ -135,3 +135,30 @@ def test_a_gated_model_needs_its_token_which_is_never_shown(hub: Hub, client: Cl
         client.open("hf://team/phi", "model", HF_TOKEN="hf_wrong")
     assert "hf_wrong" not in str(told.value)
     assert client.open("hf://team/phi", "model", HF_TOKEN="hf_right")[1] == "model"
+
+
+def test_the_same_tag_at_two_addresses_is_two_things(monkeypatch: pytest.MonkeyPatch):
+    with Web() as web:
+        monkeypatch.setattr(web, "tag", lambda _: "2-7d0")  # as some servers make them: of time and size
+        web.files |= {"/v1/rows.jsonl": b"11", "/v2/rows.jsonl": b"22"}
+        first, second = (open_artifact(f"{web.url}/{v}/rows.jsonl", ["files"]) for v in ("v1", "v2"))
+        assert first.digest != second.digest
+        assert (first.path.read_bytes(), second.path.read_bytes()) == (b"11", b"22")
+
+
+def test_what_changes_while_it_is_fetched_is_told_and_not_kept():
+    with Web() as web:
+        web.files["/rows.jsonl"] = b"1" * 100
+        answer = web.answer
+
+        def changing(path: str, authorization: str) -> tuple[int, dict[str, str], bytes]:
+            found = answer(path, authorization)
+            if web.asked[-1].startswith("GET") and path == "/rows.jsonl":
+                web.files[path] = b"2" * 100  # from the next answer on
+            return found
+
+        web.answer = changing  # type: ignore[method-assign]
+        with pytest.raises(UserError, match="changed while it was fetched"):
+            open_artifact(f"{web.url}/rows.jsonl", ["files"])
+        found = open_artifact(f"{web.url}/rows.jsonl", ["files"])
+        assert found.path.read_bytes() == b"2" * 100

@@ -139,7 +139,7 @@ def test_a_fetch_that_was_killed_goes_on_where_it_was(spoiled: Spoiled, tmp_path
     spoiled.proxy.follow(Plan(delay=1.0, seconds=0.2))
     child = program(FETCH, uri)
     key = digest.removeprefix("sha256:")
-    journal = place / "artifacts" / f".{key}.partial" / "large.bin.parts"
+    journal = place / "artifacts" / f".{key}.partial" / ".large.bin.~parts"
     while not (journal.exists() and journal.stat().st_size >= 3 * 4):
         assert child.poll() is None, child.communicate()
         time.sleep(0.005)
@@ -167,6 +167,7 @@ def test_eight_processes_fetch_it_once(spoiled: Spoiled, folder: Path, cache: An
 
 def test_a_push_that_was_cut_off_sends_only_the_rest(spoiled: Spoiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MICROSTAGES_PATIENCE", "0")
+    monkeypatch.setattr("microstages.remote.transfer.PARTS", 1)  # one after the other
     uri = spoiled.uri()
     (tmp_path / "large.bin").write_bytes(os.urandom(60 * MB))
     known = {"large.bin": hashlib.sha256((tmp_path / "large.bin").read_bytes()).hexdigest()}
@@ -306,3 +307,100 @@ def test_a_signature_that_expired_or_may_only_read_is_told_and_not_shown(
         monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
         forget()
         assert set(storage.listing(uri)) > set(SIZES)
+
+
+def test_a_wrong_file_that_an_earlier_fetch_left_is_not_believed(remote: Store, folder: Path, cache: Any):
+    uri = remote.uri()
+    digest = write(uri, folder)
+    partial = cache("second") / "artifacts" / f".{digest.removeprefix('sha256:')}.partial"
+    partial.mkdir(parents=True)
+    (partial / "config.json").write_bytes(b"x" * SIZES["config.json"])  # as after a power cut
+    opened = open_artifact(uri, ["model"])
+    assert opened.file("config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def test_two_writers_at_one_address_do_not_mix(remote: Store, monkeypatch: pytest.MonkeyPatch):
+    uri = remote.uri()
+    with Draft(uri, "model") as first, Draft(uri, "model") as second:
+        (first.path / "x").write_bytes(b"first")
+        (second.path / "x").write_bytes(b"second")
+        upload = storage.upload
+
+        def in_the_middle(*given: Any, **more: Any) -> dict[str, str]:
+            monkeypatch.setattr(storage, "upload", upload)
+            with pytest.raises(UserError, match="somebody else is writing there"):
+                second.commit({})
+            return upload(*given, **more)
+
+        monkeypatch.setattr(storage, "upload", in_the_middle)
+        first.commit({})
+        with pytest.raises(UserError, match="lies there already"):
+            second.commit({})
+    assert storage.read(storage.join(uri, "x")) == b"first"
+    assert set(storage.listing(uri)) == {"x", "artifact.json"}
+
+
+def test_an_upload_that_is_given_up_leaves_no_parts(s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import boto3
+
+    s3.use(monkeypatch)
+    monkeypatch.setenv("MICROSTAGES_PATIENCE", "0")
+    uri = s3.uri()
+    (tmp_path / "large.bin").write_bytes(os.urandom(30 * MB))
+    from microstages.remote import s3 as module
+
+    part = module._Upload.part
+
+    async def failing(self: Any, number: int, data: bytes) -> None:
+        if number == 2:
+            raise TemporaryError("the store fails", fix="try again")
+        await part(self, number, data)
+
+    monkeypatch.setattr(module._Upload, "part", failing)
+    with pytest.raises(TemporaryError):
+        storage.upload(tmp_path, uri, ["large.bin"])
+    assert not boto3.client("s3").list_multipart_uploads(Bucket=uri.split("/")[2]).get("Uploads")
+
+
+def test_files_whose_names_look_like_parts_of_others(remote: Store, cache: Any):
+    names = ["m", "m.part", "m.parts", "m.new"]
+    uri = remote.uri()
+    with Draft(uri, "model") as draft:
+        for name in names:
+            (draft.path / name).write_bytes(name.encode() * 600_000)
+        draft.commit({})
+    cache("second")
+    opened = open_artifact(uri, ["model"])
+    assert all(opened.file(name).read_bytes() == name.encode() * 600_000 for name in names)
+
+
+def test_what_is_sent_counts_for_the_limit_of_the_cache(azurite: Store, cache: Any, monkeypatch: pytest.MonkeyPatch):
+    azurite.use(monkeypatch)
+    monkeypatch.setenv("MICROSTAGES_CACHE_SIZE", "25MB")
+    place = cache("small")
+    for n in range(4):
+        code = f"import os\nfrom microstages.artifact import Draft\nwith Draft({azurite.uri()!r}, 'model') as d:\n"
+        code += f"    (d.path / 'x').write_bytes(bytes([{n}]) * 10_000_000)\n    d.commit({{}})\n"
+        out, err = program(code).communicate(timeout=60)
+        assert not err, out
+    assert len([p for p in (place / "artifacts").iterdir() if p.is_dir()]) <= 2
+    assert not list((place / "locks").glob("outgoing-*"))
+
+
+def test_whoever_waits_for_a_store_can_be_told_not_to(spoiled: Spoiled):
+    from microstages import remote
+
+    uri = spoiled.uri()
+    spoiled.proxy.follow(Plan(silence=1.0))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(storage.read, storage.join(uri, "x"))
+        time.sleep(0.5)
+        assert not waiting.done()
+        try:
+            remote.give_up()
+            with pytest.raises(TemporaryError, match="not waited for"):
+                waiting.result(10)
+        finally:
+            remote.give_up(False)
+    spoiled.proxy.follow(Plan())
+    assert storage.read(storage.join(uri, "x")) is None

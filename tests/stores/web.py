@@ -35,6 +35,10 @@ class Web:
             return 404, {}, b"not here"
         return 200, {}, self.files[path]
 
+    def tag(self, body: bytes) -> str:
+        """The ETag of a file."""
+        return hashlib.sha256(body).hexdigest()
+
     def _handler(web: Web) -> type[BaseHTTPRequestHandler]:  # noqa: N805
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -44,7 +48,7 @@ class Web:
                 web.asked.append(f"{self.command} {path}")
                 status, headers, body = web.answer(path, self.headers.get("Authorization", ""))
                 if web.tags and status == 200:
-                    headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', **headers}
+                    headers = {"ETag": f'"{web.tag(body)}"', **headers}
                 if web.ranges and status == 200:
                     headers["Accept-Ranges"] = "bytes"
                     if wanted := self.headers.get("Range"):

@@ -21,6 +21,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,7 @@ from microstages.manifest import MANIFEST, REMEMBERED, Manifest
 # What tells a folder from outside apart, and the stage that makes such a thing.
 MARKERS = {"model": "config.json", "adapter": "adapter_config.json", "onnx-model": "genai_config.json"}
 WORTH_A_TICK = 20_000_000  # bytes: hashing them again takes longer than waiting
+WRITING = ".writing"  # lies beside what is being sent to a store, so that two writers do not mix
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -274,7 +276,7 @@ class Draft:
     ) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
-            os.close(self._lock)
+            cache.ended(self.path, self._lock)
             self._lock = None
 
     def hashed(self, name: str, sha256: str) -> None:
@@ -314,6 +316,21 @@ class Draft:
 
     def _send(self, names: Sequence[str], known: Memory, provenance: Mapping[str, Any]) -> Manifest:
         """Copy the files to their store, hashing them on the way, the manifest last."""
+        mark = storage.join(self.uri, WRITING)
+        if not storage.create(mark, secrets.token_hex(16).encode()):
+            what = "somebody else is writing there, or was ended in the middle of it"
+            raise UserError(what, where=storage.public(self.uri), fix="choose a new address, or remove what lies there")
+        try:
+            return self._send_all(names, known, provenance)
+        finally:
+            with suppress(UserError):
+                storage.remove(mark)
+
+    def _send_all(self, names: Sequence[str], known: Memory, provenance: Mapping[str, Any]) -> Manifest:
+        if storage.read(storage.join(self.uri, MANIFEST)) is not None:
+            raise UserError(
+                "an artifact lies there already", where=storage.public(self.uri), fix="choose a new address"
+            )
         sizes = {n: (self.path / n).stat().st_size for n in names}
         hashes = storage.upload(self.path, self.uri, names, still_known({n: self.path / n for n in names}, known))
         entries = tuple(FileEntry(n, sizes[n], hashes[n]) for n in names)

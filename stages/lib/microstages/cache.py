@@ -59,7 +59,12 @@ def entry(group: str, key: str, size: int, fill: Callable[[Path], None]) -> Path
                     partial.mkdir(parents=True, exist_ok=True)
                     make_room(size, but=folder)
                     fill(partial)
-                    os.rename(partial, folder)
+                    try:
+                        os.rename(partial, folder)
+                    except OSError:
+                        if not folder.is_dir():
+                            raise
+                        shutil.rmtree(partial, ignore_errors=True)  # `adopt` was faster
     except OSError as error:
         raise from_os_error(error, folder) or error from None
     return folder
@@ -82,21 +87,30 @@ def _remove(folder: Path) -> None:
 
 def outgoing() -> tuple[Path, int]:
     """A new folder for a draft, and the descriptor of the lock that says that it is alive: close it at the end."""
-    name = secrets.token_hex(8)
-    folder = cache_folder() / "outgoing" / name
+    with suppress(UserError):  # a full disk is told by who writes
+        make_room(0)
+    folder = cache_folder() / "outgoing" / secrets.token_hex(8)
     fd = _open_lock(folder)
     fcntl.flock(fd, fcntl.LOCK_EX)
     folder.mkdir(parents=True)
     return folder, fd
 
 
+def ended(folder: Path, fd: int) -> None:
+    """A draft is over: its folder goes, and its lock."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _lock_file(folder).unlink(missing_ok=True)
+    os.close(fd)
+
+
 def adopt(folder: Path, group: str, key: str) -> None:
     """Make a folder an entry, where there is none; otherwise it stays where it is."""
     target = cache_folder() / group / key
-    with suppress(OSError):
+    with suppress(OSError, UserError):
         target.parent.mkdir(parents=True, exist_ok=True)
         _hold(target)
         os.rename(folder, target)
+        make_room(0, but=target)
 
 
 # --- room ---
@@ -141,6 +155,8 @@ def discard(item: Item) -> bool:
                 shutil.rmtree(item.path, ignore_errors=True)
         else:
             _remove(item.path)
+            if item.path.parent.name == "outgoing":
+                _lock_file(held).unlink(missing_ok=True)
         return not item.path.exists()
     except BlockingIOError:
         return False

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import re
 import shutil
 import time
@@ -130,7 +129,8 @@ class _Thing:
             what = "no file matches this pattern" if pattern else "nothing is there"
             raise UserError(what, where=shown, fix="check the address and the credentials")
         kind = outside_kind(shown, single, sorted(files), kinds)
-        lines = [f"{e.tag}  {e.size}  {n}\n" for n, e in sorted(files.items())]
+        # a tag tells two versions of one address apart, not two addresses
+        lines = [f"{storage.public(root)}\n", *(f"{e.tag}  {e.size}  {n}\n" for n, e in sorted(files.items()))]
         proven = all(e.tag for e in files.values())
         digest = f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}" if proven else ""
         return _Thing(shown, root, single, files, digest, kind)
@@ -152,14 +152,22 @@ class _Thing:
 
             folder = cache.entry("outside", digest.removeprefix("sha256:"), size, move)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            os.close(lock)
+            cache.ended(partial, lock)
         return Artifact(self.uri, folder / self.name if self.name else folder, self.kind, digest, tuple(self._names()))
 
     def _names(self) -> list[str]:
         return [self.name] if self.name else sorted(self.files)
 
     def _fill(self, into: Path) -> None:
+        """Fetch the files. Raises UserError where they changed meanwhile; then nothing of them stays."""
+        _clear_after_boot(into)
+        self._fetch(into)
+        now = storage.entries(self.root)
+        if any(now.get(n) is None or now[n].tag != e.tag for n, e in self.files.items()):
+            _empty(into)
+            raise UserError("it changed while it was fetched", where=self.uri, fix="run again")
+
+    def _fetch(self, into: Path) -> None:
         if self.name:
             above = self.root.rsplit("/", 1)[0]
             entry = self.files[""]
@@ -170,6 +178,22 @@ class _Thing:
             return
         sizes, tags = ({n: getattr(e, k) for n, e in self.files.items()} for k in ("size", "tag"))
         storage.download(self.root, into, sizes, tags=tags)
+
+
+def _clear_after_boot(folder: Path) -> None:
+    """Empty a folder that was filled before this machine was started: what a disk holds after a power cut may not be
+    what was written, and here no hash tells."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    now = boot.read_text() if boot.exists() else ""
+    mark = folder / ".boot"
+    if not mark.exists() or mark.read_text() != now:
+        _empty(folder)
+        mark.write_text(now)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _pattern(uri: str) -> tuple[str, str | None]:

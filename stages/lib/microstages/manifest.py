@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from microstages.digest import FileEntry, tree_digest
-from microstages.errors import UserError
+from microstages.errors import DamagedError, UserError
 
 MANIFEST = "artifact.json"
 REMEMBERED = ".verified.json"  # the local memory of hashes beside a manifest; no part of the artifact
@@ -53,13 +53,14 @@ class Manifest:
 
     @staticmethod
     def from_json(data: bytes, where: object) -> Manifest:
-        """Parse and check a manifest. Raises UserError naming what is wrong in it.
+        """Parse and check a manifest. Raises DamagedError naming what is wrong in it, UserError for a schema of
+        another version.
 
         The manifests written here end with a checksum of all that stands before it; one without is taken as it is.
         """
 
-        def broken(what: str) -> UserError:
-            return UserError(f"this manifest {what}", where=where, fix="the artifact is damaged: make it again")
+        def broken(what: str) -> DamagedError:
+            return DamagedError(f"this manifest {what}", where=where, fix="the artifact is damaged: make it again")
 
         try:
             value = json.loads(data)

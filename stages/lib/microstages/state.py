@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from microstages import storage
 from microstages.artifact import Artifact, Draft, open_artifact
-from microstages.errors import TemporaryError, UserError
+from microstages.errors import DamagedError, UserError
 from microstages.manifest import MANIFEST, Manifest
 
 KIND = "checkpoint"
@@ -43,13 +43,14 @@ class Place:
         for name in reversed(self.names()):
             uri = storage.join(self.uri, name)
             try:
-                if self.owner(name) not in (None, self.fingerprint):
+                owner = self.owner(name)
+                if owner not in (None, self.fingerprint):
                     others.append(name)
                     continue
+                if owner is None and storage.read(storage.join(uri, MANIFEST)) is None:
+                    raise DamagedError(f"there is no {MANIFEST}", where=uri)
                 return open_artifact(uri, [KIND])
-            except TemporaryError:
-                raise
-            except UserError as error:
+            except DamagedError as error:
                 self.damaged.add(name)
                 warn(f"the checkpoint {storage.public(uri)} is not used: {error.what} ({error.where})")
         if others:
@@ -69,7 +70,7 @@ class Place:
         data = storage.read(storage.join(self.uri, name, MANIFEST))
         try:
             return str(Manifest.from_json(data, name).metadata.get("fingerprint")) if data is not None else None
-        except UserError:
+        except DamagedError:
             return None
 
     def draft(self, step: int) -> Draft:

@@ -6,6 +6,7 @@ no import. Everything else goes to `remote`, file by file: no step relies on a r
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -100,6 +101,10 @@ def create(uri: str, data: bytes) -> bool:
             return True
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            return _create_plainly(path, data)  # some shares have no hard links
         finally:
             os.unlink(new)
     try:
@@ -120,6 +125,15 @@ def replace(uri: str, data: bytes) -> None:
             raise
         return
     _ask(uri, lambda driver, name: driver.write(name, data), len(data))
+
+
+def _create_plainly(path: Path, data: bytes) -> bool:
+    try:
+        with path.open("xb") as f:
+            f.write(data)
+        return True
+    except FileExistsError:
+        return False
 
 
 def _beside(path: Path, data: bytes) -> str:

@@ -12,6 +12,7 @@ A `Driver` is the few operations that artifacts need, for one protocol. What all
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import random
@@ -31,6 +32,7 @@ CONNECT = 10  # seconds that a connection may take
 SILENCE = 30  # seconds that a store may be silent in the middle of an answer
 SLOWEST = 50_000  # bytes a second: a transfer slower than that is given up and begun anew
 CHATTY = ("adlfs", "azure", "s3fs", "aiobotocore", "botocore", "gcsfs", "asyncio", "huggingface_hub", "fsspec")
+OWN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of this machine's disk, not the store
 PAUSES = (0.2, 10.0)  # seconds: the first pause before a new try, and the longest
 
 
@@ -41,6 +43,9 @@ class Upload(Protocol):
 
     async def finish(self) -> None:
         """Make the file of its parts; only now it can be seen."""
+
+    async def abort(self) -> None:
+        """Let the store forget the parts, where it would keep them."""
 
 
 class Driver(Protocol):
@@ -73,6 +78,16 @@ def patience() -> float:
     with suppress(ValueError):
         return float(os.environ.get("MICROSTAGES_PATIENCE", "60"))
     return 60.0
+
+
+_given_up = False
+
+
+def give_up(now: bool = True) -> None:
+    """Let every call that waits for a store end with a TemporaryError within a second, and those to come after one
+    try; `give_up(False)` takes it back."""
+    global _given_up  # noqa: PLW0603
+    _given_up = now
 
 
 def scrub(text: str) -> str:
@@ -145,13 +160,12 @@ async def persist(work: Callable[[], Awaitable[T]], where: str, size: int = 0, h
             fix = "check that the credentials are right, have not expired, and may do this"
             raise UserError(f"access denied: {scrub(str(error))}", where=where, fix=fix) from None
         except Exception as error:
-            own = from_os_error(error) if isinstance(error, OSError) else None
-            if own is not None and not isinstance(own, TemporaryError):  # this machine's disk, not the store
+            if isinstance(error, OSError) and error.errno in OWN and (own := from_os_error(error)):
                 raise own from None
             trouble = _explained(error, where)
         now = time.monotonic()
         since = since or now
-        if now - since >= patience():
+        if _given_up or now - since >= patience():
             raise trouble
         if heard and not told and now - since > 1:
             heard.note(f"{trouble.where}: {trouble.what}; trying again for {patience():.0f} s")
@@ -178,6 +192,8 @@ def call(work: Coroutine[Any, Any, T]) -> T:
                 return future.result(1.0)  # short, so that a signal is seen
             if future.done():
                 return future.result()
+            if _given_up:
+                raise TemporaryError("the store does not answer, and it is not waited for any longer", fix="run again")
     except BaseException:
         if future.cancel():
             with suppress(BaseException):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -38,7 +39,9 @@ class Azure:
 
         try:
             return await work
-        except known.ResourceExistsError:
+        except known.ResourceExistsError as error:
+            if _code(error) not in ("BlobAlreadyExists", "UnauthorizedBlobOverwrite", ""):
+                raise UserError(f"the store refuses: {_words(error)}", fix="check the address") from None
             raise FileExistsError(path) from None
         except known.ResourceModifiedError:
             what = "it changed while it was read"
@@ -154,6 +157,7 @@ class _Upload:
 
     def __init__(self, azure: Azure, path: str, resume: bool) -> None:
         self.azure, self.path, self.resume, self.blob = azure, path, resume, azure._blob(path)
+        self.own = secrets.token_hex(16)  # blocks of another writer of the same file are never taken for ours
         self.blocks: dict[int, str] = {}
         self.there: set[str] = set()
 
@@ -168,7 +172,7 @@ class _Upload:
         return self
 
     async def part(self, number: int, data: bytes) -> None:
-        name = f"{number:06d}-{hashlib.blake2b(data, digest_size=16).hexdigest() if self.resume else '0' * 32}"
+        name = f"{number:06d}-{hashlib.blake2b(data, digest_size=16).hexdigest() if self.resume else self.own}"
         if name not in self.there:
             try:
                 await self.azure._told(self.blob.stage_block(name, data, length=len(data), **ONCE), self.path)
@@ -181,6 +185,9 @@ class _Upload:
 
         blocks = [BlobBlock(self.blocks[n]) for n in sorted(self.blocks)]
         await self.azure._told(self.blob.commit_block_list(blocks, **ONCE), self.path)
+
+    async def abort(self) -> None:
+        """Blocks that are not committed go by themselves."""
 
 
 class _NoContainerError(FileNotFoundError):

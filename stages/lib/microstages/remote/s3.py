@@ -183,6 +183,9 @@ class _Upload:
         except FileNotFoundError:  # it was completed, and the answer got lost
             await self.s3.ask("head_object", self.path)
 
+    async def abort(self) -> None:
+        await self.s3.ask("abort_multipart_upload", self.path, UploadId=self.id)
+
 
 class _NoBucketError(FileNotFoundError):
     def told(self) -> UserError:

@@ -2,7 +2,7 @@
 
 - Small files are under way `FILES` at a time, parts of large ones `PARTS` at a time; a part is `PART` bytes.
 - Sent files are hashed as they are read. Received files are hashed as their beginning grows, and checked.
-- A received large file lies under its name with `.part` until it is whole; beside it the numbers of the parts that
+- A received large file lies under a hidden name until it is whole; beside it the numbers of the parts that
   are there. So a transfer that was cut off, however hard, goes on from there; only what is whole has its real name.
 """
 
@@ -54,7 +54,12 @@ class Job:
 
     async def aside(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run what reads a disk or hashes beside the loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, function, *args)
+        work = asyncio.get_running_loop().run_in_executor(self.pool, function, *args)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:  # it still has hold of files that are closed next
+            await asyncio.wait([work])
+            raise
 
     async def each(self, names: Iterable[str], at_once: int, work: Callable[[str], Any]) -> None:
         """`work` for each name; the first error ends all."""
@@ -137,13 +142,20 @@ async def _send_large(job: Job, file: Path, name: str, size: int, known: str | N
         finally:
             job.parts.release()
 
-    with file.open("rb", buffering=0) as f:
-        async with asyncio.TaskGroup() as group:
-            for number in range(-(-size // part)):
-                await job.parts.acquire()
-                data = await job.aside(_read, f, number * part, min(part, size - number * part), None if known else h)
-                group.create_task(one(number, data))
-    await persist(upload.finish, where, 0, job.watch)
+    try:
+        with file.open("rb", buffering=0) as f:
+            async with asyncio.TaskGroup() as group:
+                for number in range(-(-size // part)):
+                    await job.parts.acquire()
+                    length = min(part, size - number * part)
+                    data = await job.aside(_read, f, number * part, length, None if known else h)
+                    group.create_task(one(number, data))
+        await persist(upload.finish, where, 0, job.watch)
+    except BaseException:
+        if not resume:
+            with suppress(Exception):
+                await asyncio.wait_for(upload.abort(), 5)
+        raise
     return known or h.hexdigest()
 
 
@@ -173,7 +185,7 @@ async def receive(
     """
     for top in {str(Path(name).parent) for name in sizes}:
         (folder / top).mkdir(parents=True, exist_ok=True)
-    left = {n: s for n, s in sizes.items() if not _is_there(folder / n, s)}
+    left = {n: s for n, s in sizes.items() if not _is_there(folder / n, s, hashes.get(n))}
     small, large = _split(left)
     async with _job(driver, root, where, watch, "fetching", sum(sizes.values())) as job:
         watch.moved(sum(sizes.values()) - sum(left.values()))
@@ -274,7 +286,7 @@ def _update(h: Any, fd: int, at: int, length: int) -> None:
 
 def _write(file: Path, data: bytes) -> None:
     """A small file, whole at once under its name."""
-    new = file.with_name(f"{file.name}.new")
+    new = file.with_name(f".{file.name}.~new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         view = memoryview(data)
@@ -289,9 +301,10 @@ def _write(file: Path, data: bytes) -> None:
     os.replace(new, file)
 
 
-def _is_there(file: Path, size: int) -> bool:
+def _is_there(file: Path, size: int, sha256: str | None) -> bool:
+    """Whether an earlier call left a whole file; its name and size are no proof."""
     with suppress(OSError):
-        return file.stat().st_size == size
+        return file.stat().st_size == size and (sha256 is None or _sha256(file) == sha256)
     return False
 
 
@@ -342,11 +355,11 @@ def _split(sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
 
 
 def _partial(file: Path) -> Path:
-    return file.with_name(f"{file.name}.part")
+    return file.with_name(f".{file.name}.~part")
 
 
 def _journal(file: Path) -> Path:
-    return file.with_name(f"{file.name}.parts")
+    return file.with_name(f".{file.name}.~parts")
 
 
 def _sha256(file: Path) -> str:

@@ -389,3 +389,18 @@ def test_a_leash_is_felt_when_it_is_pulled_and_when_its_holder_dies(tmp_path):
         assert not leash.pulled()
     assert leash.pulled()
     held.close()
+
+
+def test_a_place_that_cannot_be_read_now_is_no_damage(tones, tiny_model, train_here, tmp_path, monkeypatch):
+    place = Place(str(tmp_path / "checkpoints"), RUN)
+    train_here(tones, tiny_model, place=place, stopping=unhurried(), **{**LONG, "checkpoint_every": 8})
+    before = place.names()
+
+    def full(*_):
+        raise UserError("the disk is full", where="cache")
+
+    monkeypatch.setattr("microstages.state.open_artifact", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        place.newest(print)
+    place.prune(2)
+    assert place.names() == before and not place.damaged
