@@ -70,6 +70,7 @@ class Figures:
     attempts: int = 0
     continued: int = 0  # trainings that went on from a checkpoint
     most_lost: Counter[str] = field(default_factory=Counter)  # by place: steps of training made again after one death
+    swept: int = 0  # runs after which `gc` found something to remove
     over_an_interval: int = 0  # times that it was more than lies between two checkpoints
     forgotten: int = 0  # commits that Azurite forgot
     remade: int = 0  # times that something had to be made again for that after `up` had ended well
@@ -244,7 +245,11 @@ class Campaign:
         if found.digests != self.expected:
             self._violation(trial, f"other digests: {found.digests}, not {self.expected}")
         if found.left and not trial.forgetful:
-            self._violation(trial, f"left over: {found.left}")
+            self.figures.swept += 1
+            trial.gc()
+            found = self._look(trial)
+            if found.left or found.digests != self.expected:
+                self._violation(trial, f"left over after gc: {found.left}")
         if claims := trial.claims():
             self._violation(trial, f"claims left over: {claims}")
         self._training(trial)

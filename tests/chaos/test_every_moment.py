@@ -38,6 +38,14 @@ class Project:
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
         )
 
+    def gc(self) -> None:
+        """Remove what a killed runner left beside results and could not be known to `up`."""
+        command = [sys.executable, "-m", "runner.cli", "gc", "--older-than", "0s", "--yes"]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
     def audit(self) -> Audit:
         return audit(Folder(self.folder / ".runner" / "store"))
 
@@ -57,7 +65,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str
     return int(done.stderr.split()[-1]), project.audit().digests
 
 
-def test_one_more_up_ends_with_the_same_bytes_and_nothing_is_left(
+def test_one_more_up_ends_with_the_same_bytes_and_gc_leaves_nothing_else(
     undisturbed: tuple[int, dict[str, str]], tmp_path: Path
 ):
     writes, digests = undisturbed
@@ -74,7 +82,11 @@ def test_one_more_up_ends_with_the_same_bytes_and_nothing_is_left(
         assert found.digests == digests, n
         (stage,) = json.loads(again.stdout)["stages"]
         assert not killed.commits or stage["status"] == "reused", (n, "it was finished, and was made again")
-        if left := [*found.left, *project.claims()]:
+        claims = project.claims()
+        project.gc()
+        swept = project.audit()
+        assert swept.digests == digests and swept.wrong == [], n
+        if left := [*swept.left, *claims]:
             wrong[n] = left
         shutil.rmtree(project.folder)
     assert wrong == {}, "left over, by the write before which the runner died"

@@ -108,19 +108,37 @@ class Trial:
 
     # --- running ---
 
+    def environment(self) -> dict[str, str]:
+        """What the runner is started with."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AZURE_", "AWS_"))}
+        environment |= {**self.place.environment, MARK: str(self.folder), "HF_HUB_OFFLINE": "1"}
+        return environment | {"MICROSTAGES_CACHE": str(self.folder / f"cache-{self.cache}")}
+
     def up(self, *words: str) -> Up:
         """Start the runner."""
         said = self.folder / f"up-{len(self.ups)}.json"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AZURE_", "AWS_"))}
-        environment |= {**self.place.environment, MARK: str(self.folder), "HF_HUB_OFFLINE": "1"}
-        environment["MICROSTAGES_CACHE"] = str(self.folder / f"cache-{self.cache}")
         command = [sys.executable, "-m", "runner.cli", "up", "--json", "--set", f"store={self.uri}", *words]
         with open(said, "wb") as out, open(said.with_suffix(".err"), "wb") as err:
             process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                command, cwd=self.folder, env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=err
             )
         self.ups.append(Up(process, said))
         return self.ups[-1]
+
+    def gc(self) -> None:
+        """Remove what killed programs left where no `up` looks."""
+        command = [
+            sys.executable,
+            "-m",
+            "runner.cli",
+            "gc",
+            "--older-than",
+            "0s",
+            "--yes",
+            "--set",
+            f"store={self.uri}",
+        ]
+        subprocess.run(command, cwd=self.folder, env=self.environment(), check=True, stdout=subprocess.DEVNULL)
 
     def processes(self) -> dict[int, bool]:
         """The processes that this trial started and that live: id -> whether it is a stage's."""
