@@ -245,7 +245,7 @@ class Stage:
                 self._work(values, report)
                 return EXIT_OK
             except Stopped as stopped:
-                report.log(f"{self.name}: {stopped or 'stopped; nothing unfinished is left behind'}")
+                report.log(f"{self.name}: {str(stopped) or 'stopped; nothing unfinished is left behind'}")
                 return EXIT_STOPPED
             except UserError as error:
                 return self._failed(report, error)
@@ -259,6 +259,8 @@ class Stage:
                 return self._bug(report)
             except Exception:
                 return self._bug(report)
+            finally:
+                watch.current = watch.SILENT
 
     def _failed(self, report: Reporter, error: UserError) -> int:
         damaged = {"damaged": storage.public(error.artifact)} if isinstance(error, DamagedError) else {}
