@@ -65,6 +65,7 @@ class Active:
     commit_at: float = 0.0  # when the store is asked again
     since: float = field(default_factory=time.monotonic)
     ahead: Ahead | None = None
+    published: dict[str, Manifest] = field(default_factory=dict)  # of the drafts
 
     @property
     def hash_ahead_at(self) -> float | None:
@@ -198,7 +199,10 @@ def written(active: Active, store: Store, facts: Facts) -> dict[str, Manifest] |
             what = f"{' and '.join(changed)} changed while it ran, so it is not known what it was made of"
             raise UserError(what, fix="run again")
         provenance = _provenance(active, facts)
-        return {name: draft.commit(provenance) for name, draft in active.drafts.items()}
+        for name, draft in active.drafts.items():
+            if name not in active.published:  # or it was, and then the store did not answer
+                active.published[name] = draft.commit(provenance)
+        return active.published
     manifests = store.attempt_outputs(stage.interface, step.fingerprint, active.attempt.name)
     if manifests is not None and (why := foreign(stage, step, facts, manifests)):
         raise why

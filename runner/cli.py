@@ -192,8 +192,7 @@ def call(argv: Sequence[str]) -> int:
             return EXIT_OK
         return int(args.function(args))
     except UserError as error:
-        head = "" if hasattr(error, "problems") else "runner: error: "
-        print(f"{head}{error}", file=sys.stderr)
+        _tell(f"{'' if hasattr(error, 'problems') else 'runner: error: '}{error}")
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_STOPPED
@@ -204,8 +203,14 @@ def call(argv: Sequence[str]) -> int:
         known = from_os_error(error)
         if known is None:
             raise
-        print(f"runner: error: {known}", file=sys.stderr)
+        _tell(f"runner: error: {known}")
         return known.exit_code
+
+
+def _tell(text: str) -> None:
+    from runner.view import say
+
+    say(text, sys.stderr)
 
 
 def main() -> None:

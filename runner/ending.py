@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 
 from microstages.errors import (
@@ -24,7 +23,7 @@ from runner.executors import LOST
 from runner.lease import Leases
 from runner.patience import Patience
 from runner.progress import Progress
-from runner.store import Store
+from runner.store import Result, Store
 
 KILLED = (128 + 9, EXIT_STOPPED)
 
@@ -40,59 +39,85 @@ class Ending:
         """Settle an attempt; `stopping`: how many signals came. False where the store does not answer: the attempt is
         to be settled again at its `commit_at`."""
         name = active.stage.name
-        stopped = stopping > 0 or active.cancelled
         if active.left:  # it may still run, and its claim says where: the next run takes it up
             self.progress.fail(active.stage, failure(active, code), active, code)
-        elif code == EXIT_OK or (code == LOST and not active.error):
-            self.patience.ask(("commit", name))
-            try:
-                self._commit(active, code, stopped, at_once=stopping > 1)
-                self.patience.answered(("commit", name))
-            except TemporaryError as error:
-                if (pause := self.patience.pause(("commit", name))) is not None:
-                    if self.patience.first(("commit", name)):
-                        self.progress.view.note(f"{name}: its result cannot be stored now; it is tried again")
-                    active.ended, active.commit_at, active.finishing = code, time.monotonic() + pause, None
-                    return False
-                self.leases.away = True
-                self._give_up(active, error, error.exit_code)
-            except UserError as error:
-                self._refuse(active, error, code)
-            except OSError as error:
-                self._refuse(active, from_os_error(error) or UserError(str(error)), code)
-        else:
-            self._fail(active, code, stopped)
+        elif not self._settle(active, code, stopping):
+            return False
         if name not in self.progress.later:  # between two tries a lease is kept
             self.leases.release(active.stage.interface.name, active.step.fingerprint)
         return True
 
-    def _commit(self, active: Active, code: int, stopped: bool, at_once: bool) -> None:
-        if active.drafts and at_once and not (active.finishing and not active.finishing.running):
-            self._give_up(active, None, EXIT_STOPPED)
-            return
-        if active.finishing:
-            manifests = active.finishing.result()
-        else:
-            # what a plain command wrote is whole only where it is known to have ended well
-            unknown = code == LOST and active.drafts
-            manifests = None if unknown else written(active, self.store, self.progress.facts)
-        if manifests is None:
+    def _settle(self, active: Active, code: int, stopping: int) -> bool:
+        if code == LOST and active.error and active.why is None:
+            code = int(active.error.get("exit_code") or EXIT_BUG)
+        name, stopped = active.stage.name, stopping > 0 or active.cancelled
+        fault: UserError | None = None
+        result: Result | None = None
+        self.patience.ask(("commit", name))
+        try:
+            result = self._commit(active, code, at_once=stopping > 1)
+        except UserError as error:
+            fault = error
+        except OSError as error:
+            fault = from_os_error(error) or UserError(str(error))
+        if isinstance(fault, TemporaryError):
+            if stopping < 2 and (pause := self.patience.pause(("commit", name))) is not None:
+                if self.patience.first(("commit", name)):
+                    self.progress.view.note(f"{name}: its result cannot be stored now; it is tried again")
+                active.ended, active.commit_at, active.finishing = code, time.monotonic() + pause, None
+                return False
+            self._set_aside(active, None if stopping > 1 else fault)
+            return True
+        self.patience.answered(("commit", name))
+        if fault:
+            self._refuse(active, fault, code)
+        elif result:  # whatever happens from here on, it is committed
+            self._done(active, result)
+        elif _well(active, code):
             self._without_result(active, code, stopped)
-            return
-        self._done(active, manifests)
+        else:
+            self._fail(active, code, stopped)
+        return True
 
-    def _done(self, active: Active, manifests: Mapping[str, Manifest]) -> None:
+    def _commit(self, active: Active, code: int, at_once: bool) -> Result | None:
+        """Commit what an attempt wrote that ended well, or was killed after all its outputs were whole: the result that
+        counts now. None where there is nothing whole."""
+        hashed = active.finishing and not active.finishing.running
+        manifests = None
+        if _well(active, code):
+            if active.finishing and (hashed or not at_once):
+                manifests = active.finishing.result()
+            # what a plain command wrote is whole only where it is known to have ended well
+            elif not (active.drafts and (at_once or code == LOST)):
+                manifests = written(active, self.store, self.progress.facts)
+        elif code < 0 or code in KILLED:
+            manifests = self._finished(active)
+        if manifests is None:
+            return None
+        name, fingerprint = active.stage.interface.name, active.step.fingerprint
+        return self.store.commit(name, fingerprint, active.attempt.name, manifests, active.step.replace)
+
+    def _done(self, active: Active, result: Result) -> None:
         stage, step, attempt = active.stage, active.step, active.attempt.name
-        name = stage.interface.name
-        result = self.store.commit(name, step.fingerprint, attempt, manifests, replace=step.replace)
         if result.attempt != attempt:
-            self.store.discard(name, step.fingerprint, attempt)
+            self.store.discard(stage.interface.name, step.fingerprint, attempt)
         drop_state(stage, step.fingerprint, self.store)
         self.progress.done(active, result)
 
+    def _set_aside(self, active: Active, error: UserError | None) -> None:
+        """Its store does not answer. What it wrote stays, and its claim: the next run takes up what is whole."""
+        self.leases.away = True
+        if error:
+            self.progress.fail(active.stage, error, active, error.exit_code)
+        else:
+            self.progress.code = self.progress.code or EXIT_STOPPED
+            self.progress.end(active.stage, "stopped", "", active, EXIT_STOPPED)
+
     def _without_result(self, active: Active, code: int, stopped: bool) -> None:
         stage = active.stage
-        if code != LOST:
+        if stopped and active.drafts:  # nobody waits for it to be hashed
+            self._stop(active)
+        elif code != LOST:
             what = f"it ended without an error, but did not write {' and '.join(stage.interface.outputs)}"
             error = UserError(what, fix="a stage writes every output that its interface names")
             self._give_up(active, error, EXIT_BUG)
@@ -111,14 +136,10 @@ class Ending:
 
     def _fail(self, active: Active, code: int, stopped: bool) -> None:
         stage, retry = active.stage, active.stage.retry
-        if code == LOST and active.why is None:
-            code = int(active.error.get("exit_code", EXIT_BUG))
         tries = self.progress.tries.get(stage.name, 0)
         if damaged := active.error.get("damaged"):
             self.damaged(damaged, f"{active.error.get('where')}: {active.error.get('what')}")
-        if (code < 0 or code in KILLED) and (manifests := self._finished(active)):
-            self._done(active, manifests)
-        elif stopped:
+        if stopped:
             self._stop(active)
         elif self._overtaken(active):
             self._leave(active, code)
@@ -140,9 +161,12 @@ class Ending:
 
     def _finished(self, active: Active) -> dict[str, Manifest] | None:
         """What an attempt wrote that was killed after all its outputs were whole; None where they are not."""
-        with suppress(UserError):
+        try:
             return None if active.drafts else written(active, self.store, self.progress.facts)
-        return None
+        except TemporaryError:
+            raise
+        except UserError:
+            return None
 
     def damaged(self, uri: str, why: str) -> None:
         """An input was found damaged by who read it. Where it is another stage's result, that is made anew next."""
@@ -150,7 +174,7 @@ class Ending:
             for output in step.result.outputs.values() if step.result else ():
                 if step.result and public(output.uri) == public(uri):
                     uses = self.progress.pipeline.stages[name].interface.name
-                    with suppress(UserError):
+                    with suppress(UserError, OSError):
                         self.store.mark_damaged(uses, step.fingerprint, step.result.attempt, why)
 
     def _refuse(self, active: Active, error: UserError, code: int) -> None:
@@ -184,11 +208,16 @@ class Ending:
         stage, step = active.stage, active.step
         self.store.discard(stage.interface.name, step.fingerprint, active.attempt.name)
         drop_state(stage, step.fingerprint, self.store, only_empty=True)
-        self.progress.history.release(active.key)
+        self.progress.keep(self.progress.history.release, active.key)
         if error is None:
             self.progress.end(stage, "stopped", "", active, code)
         else:
             self.progress.fail(stage, error, active, code)
+
+
+def _well(active: Active, code: int) -> bool:
+    """Whether an attempt ended without an error, as far as is known."""
+    return code == EXIT_OK or (code == LOST and not active.error)
 
 
 def _late(active: Active) -> str:

@@ -9,7 +9,8 @@ One scheduler for any executor:
 4. What is tried again is the stage's to say (`retry`). A failure stops what depends on it, nothing else.
 5. Told to stop, it starts nothing more, passes SIGTERM on and waits; told again, it ends everything at once. One stage
    alone is stopped where a row of the history asks for it; SIGUSR1 says that there is one (`cancel`).
-6. A store or an engine that does not answer for a moment is asked again, for some minutes.
+6. A store or an engine that does not answer for a moment is asked again, for some minutes. After a second signal
+   nothing waits for it.
 
 It sleeps until something happens: the end of a process, a signal, a time.
 """
@@ -20,6 +21,7 @@ import json
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,7 +29,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
-from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, DamagedError, TemporaryError, UserError
+from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, DamagedError, TemporaryError, UserError, from_os_error
 
 from runner.attempts import Active, Finishing, written
 from runner.ending import Ending
@@ -43,6 +45,7 @@ from runner.store import Result, Store
 from runner.view import View
 
 UNWATCHED = 0.05  # seconds between two looks at an executor that has nothing to wait on
+LONGEST_GRACE = 60.0  # seconds that stages have to stop when a run breaks off
 FRESH = 0.5  # seconds for which code that was looked at counts as unchanged
 
 
@@ -92,7 +95,8 @@ class Execution:
         status = "failed"
         before = self._take_signals()
         try:
-            self.history.write(*(self.progress.record(s, "pending") for s in self.pipeline.stages.values()))
+            pending = [self.progress.record(s, "pending") for s in self.pipeline.stages.values()]
+            self.progress.keep(self.history.write, *pending)
             self.launcher.sweep()
             while self._advance():
                 self._wait()
@@ -102,15 +106,11 @@ class Execution:
             status = {EXIT_OK: "done", EXIT_STOPPED: "stopped"}.get(self.progress.code, "failed")
         except BaseException:
             self.progress.code = self.progress.code or EXIT_BUG
-            for active in self.progress.active.values():
-                active.executor.cancel(active.attempt, now=True)
-                active.drop()
-                active.executor.forget(active.attempt)
-                self.history.release(active.key)
+            self._abandon()
             raise
         finally:
             self.leases.close()
-            self.history.finish_run(self.run_id, status, self.progress.code)
+            self.progress.keep(self.history.finish_run, self.run_id, status, self.progress.code)
             self._give_signals(before)
         results = {name: step.result for name, step in self.progress.steps.items() if step.result is not None}
         return Outcome(self.progress.code, status, results, self.progress.states)
@@ -118,6 +118,8 @@ class Execution:
     def _take_signals(self) -> list[Any]:
         def stop(_number: int, _frame: FrameType | None) -> None:
             self.stopping += 1
+            if self.stopping > 1:  # a storage call that waits ends now; where none was made there is nothing to tell
+                getattr(sys.modules.get("microstages.remote"), "give_up", bool)()
 
         def ask(_number: int, _frame: FrameType | None) -> None:
             self.asked = True
@@ -145,15 +147,27 @@ class Execution:
             before = len(self.progress.states)
             if self.asked:
                 self._stop_some()
-            ready = self._ready()
+            self._block()
             if self.stopping:
                 self._pass_on()
                 return bool(self.progress.active)
+            ready = self._ready()
             for place, (stage, step) in enumerate(ready):
-                self._try_launch(stage, step, len(ready) - place)
+                if not self.stopping:
+                    self._try_launch(stage, step, len(ready) - place)
+            if self.stopping:
+                continue
             # A stage that ended at once (reused, or it could not start) may have made others ready.
             if len(self.progress.states) == before or len(self.progress.states) == len(self.pipeline.stages):
                 return bool(self.progress.active or self.progress.later)
+
+    def _block(self) -> None:
+        """End the stages that can never start: what they need did not end well."""
+        for name, stage in self.pipeline.stages.items():
+            blocked = [up for up in stage.upstream if self.progress.states.get(up) not in (None, "done", "reused")]
+            if blocked and name not in self.progress.states:
+                self.leases.drop(name)
+                self.progress.end(stage, "not run", f"{' and '.join(blocked)} did not end well")
 
     def _ready(self) -> list[tuple[Stage, Step]]:
         """The stages that could start now, those with the longest way behind them first."""
@@ -163,15 +177,17 @@ class Execution:
         for name, stage in self.pipeline.stages.items():
             if name in self.progress.states or name in self.progress.active or now < self.progress.later.get(name, 0.0):
                 continue
-            blocked = [up for up in stage.upstream if self.progress.states.get(up) not in (None, "done", "reused")]
-            if blocked:
-                self.progress.end(stage, "not run", f"{' and '.join(blocked)} did not end well")
-            elif all(up in self.progress.states for up in stage.upstream):
+            if self.stopping:
+                break
+            if all(self.progress.states.get(up) in ("done", "reused") for up in stage.upstream):
                 self.patience.ask(("look", name))
                 try:
                     step = decide(stage, self.progress.facts, self.choice, self.progress.steps)
                 except TemporaryError as error:
                     self._later("look", stage, error)
+                    continue
+                except (UserError, OSError) as error:
+                    self._fail(stage, error)
                     continue
                 self.patience.answered(("look", name))
                 if step.action == "reuse":
@@ -182,7 +198,7 @@ class Execution:
                 else:
                     ready.append((stage, step))
         if reused:
-            self.history.write(*reused)
+            self.progress.keep(self.history.write, *reused)
         ready.sort(key=lambda item: -self.depth[item[0].name])
         return ready
 
@@ -212,11 +228,17 @@ class Execution:
         """A store or an engine does not answer: it is asked again, or, after too long, the stage is given up."""
         pause = self.patience.pause((what, stage.name))
         if pause is None:
-            self.progress.fail(stage, error)
+            self._fail(stage, error)
             return
         self.progress.later[stage.name] = time.monotonic() + pause
         if self.patience.first((what, stage.name)):
             self.view.note(f"{stage.name}: {error.where or 'it'} does not answer; it is asked again")
+
+    def _fail(self, stage: Stage, error: UserError | OSError) -> None:
+        """A stage that cannot be looked up or started fails; what else runs goes on."""
+        self.leases.drop(stage.name)
+        known = error if isinstance(error, UserError) else from_os_error(error) or UserError(str(error))
+        self.progress.fail(stage, known)
 
     # --- starting ---
 
@@ -224,24 +246,23 @@ class Execution:
         share = self.pool.take(stage.resources, others, idle=not self.progress.active)
         if share is None:
             return
-        if self._edited(stage):
-            self.pool.give(share)
-            self.progress.later[stage.name] = time.monotonic()
-            return
         self.progress.later.pop(stage.name, None)
         self.patience.ask(("start", stage.name))
         try:
-            if not self.launcher.launch(stage, step, share):
+            if self._edited(stage):
+                self.pool.give(share)
+                self.progress.later[stage.name] = time.monotonic()
+            elif not self.launcher.launch(stage, step, share):
                 self.pool.give(share)
             self.patience.answered(("start", stage.name))
         except TemporaryError as error:
             self.pool.give(share)
             self._later("start", stage, error)
-        except UserError as error:
+        except (UserError, OSError) as error:
             self.pool.give(share)
             if isinstance(error, DamagedError):
                 self.ending.damaged(error.artifact, f"{error.where}: {error.what}")
-            self.progress.fail(stage, error)
+            self._fail(stage, error)
 
     def _edited(self, stage: Stage) -> bool:
         """Whether a stage's code was edited while the stages before it ran: then it is decided anew."""
@@ -340,6 +361,24 @@ class Execution:
             active.kill_at = time.monotonic() + active.stage.grace
 
     # --- ending ---
+
+    def _abandon(self) -> None:
+        """The run cannot go on. What runs may save what is worth keeping, and is ended. The claims stay: the next run
+        takes up what is whole and removes the rest."""
+        left = list(self.progress.active.values())
+        for active in left:
+            with suppress(UserError, OSError):
+                self._tell_to_stop(active)
+        end = time.monotonic() + min(LONGEST_GRACE, max((a.stage.grace for a in left), default=0.0))
+        while self.stopping < 2 and time.monotonic() < end:
+            if not any(a.executor.poll(a.attempt).running for a in left):
+                break
+            time.sleep(UNWATCHED)
+        for active in left:
+            with suppress(UserError, OSError):
+                active.executor.cancel(active.attempt, now=True)
+                active.drop()
+                active.executor.forget(active.attempt)
 
     def _finish(self, active: Active, code: int) -> None:
         """An attempt is over: its stage is done, tried again or given up."""

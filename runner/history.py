@@ -126,7 +126,7 @@ class History:
             self.db.executescript(_TABLES)
             self.db.execute(f"PRAGMA user_version={SCHEMA}")
 
-    def _explained(self, error: sqlite3.OperationalError, verb: str, fix: str) -> UserError:
+    def _explained(self, error: sqlite3.DatabaseError, verb: str, fix: str) -> UserError:
         """SQLite's error as the operating system's where it stands for one, so that both are told in the same words."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the bits of the extended code
         number = {sqlite3.SQLITE_FULL: errno.ENOSPC}.get(code, 0)
@@ -150,7 +150,7 @@ class History:
                 if self.db.in_transaction:
                     self.db.execute("ROLLBACK")
                 raise
-        except sqlite3.OperationalError as error:  # locked for long, disk full, read-only
+        except sqlite3.DatabaseError as error:  # locked for long, disk full, read-only, damaged
             fix = "check the disk and the file's mode, and that no other program holds it"
             raise self._explained(error, "written", fix) from None
 

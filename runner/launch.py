@@ -57,10 +57,9 @@ class Launcher:
             try:
                 if self.leases.take(stage, fingerprint, "", claim.attempt):
                     continue  # a run that lives has taken it over, or will
+                self._sweep(claim, stage, fingerprint)
             except TemporaryError:
                 continue
-            try:
-                self._sweep(claim, stage, fingerprint)
             finally:
                 self.leases.release(stage, fingerprint)
 
@@ -113,9 +112,8 @@ class Launcher:
                 found = self.store.look_up(stage.interface.name, step.fingerprint)
                 if isinstance(found, Result):
                     done = Step(stage.name, "reuse", "made meanwhile", step.fingerprint, step.inputs, found)
-                    self.history.release(
-                        key, self.progress.reused(stage, done, "reused, another run made it meanwhile")
-                    )
+                    record = self.progress.reused(stage, done, "reused, another run made it meanwhile")
+                    self.progress.keep(self.history.release, key, record)
                     return False
             active = prepare(
                 stage, step, claim, self.store, self.progress.steps, folder=self.pipeline.folder, share=share,
@@ -127,11 +125,12 @@ class Launcher:
                 active.drop()
                 raise
         except BaseException:
-            self.history.release(key)
+            self.progress.keep(self.history.release, key)
             self.store.discard(stage.interface.name, step.fingerprint, claim.attempt)
             raise
         self.progress.active[stage.name] = active
-        self.history.submitted(key, token, self.progress.record(stage, "running", step, claim.attempt, active))
+        record = self.progress.record(stage, "running", step, claim.attempt, active)
+        self.progress.keep(self.history.submitted, key, token, record)  # without its token it is found by its name
         self.view.started(stage.name, "again" if tries else step.reason)
         return True
 
@@ -163,7 +162,8 @@ class Launcher:
                 del self.progress.later[stage.name]
                 active.deadline = time.monotonic() + stage.timeout if stage.timeout else None
                 self.progress.active[stage.name] = active
-                self.history.write(self.progress.record(stage, "running", step, claim.attempt, active))
+                record = self.progress.record(stage, "running", step, claim.attempt, active)
+                self.progress.keep(self.history.write, record)
                 self.view.started(stage.name, "still running from before; its runner had died")
                 return True
             # How a plain command ends, only the process that started it can know.
@@ -176,11 +176,12 @@ class Launcher:
         whole = manifests is not None and self.store.whole(name, step.fingerprint, claim.attempt, manifests)
         if manifests is not None and whole and not foreign(stage, step, self.progress.facts, manifests):
             result = self.store.commit(name, step.fingerprint, claim.attempt, manifests, replace=step.replace)
+            if result.attempt != claim.attempt:
+                self.store.discard(name, step.fingerprint, claim.attempt)
             drop_state(stage, step.fingerprint, self.store)
             done = Step(stage.name, "reuse", "finished after its runner died", step.fingerprint, step.inputs, result)
-            self.history.release(
-                claim.key, self.progress.reused(stage, done, "reused, it ended after its runner had died")
-            )
+            record = self.progress.reused(stage, done, "reused, it ended after its runner had died")
+            self.progress.keep(self.history.release, claim.key, record)
             return False
         self.store.discard(name, step.fingerprint, claim.attempt)
         self.history.release(claim.key)

@@ -46,7 +46,7 @@ class Step:
     fingerprint: str = ""
     inputs: Mapping[str, str] = field(default_factory=dict)
     result: Result | None = None
-    replace: bool = False  # an existing commit gives way: forced, or damaged
+    replace: str | None = None  # the attempt whose commit gives way: forced, or damaged (empty: it cannot be read)
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,17 @@ def decide(stage: Stage, facts: Facts, choice: Choice, steps: Mapping[str, Step]
     found = facts.look_up(stage.interface.name, name)
     if isinstance(found, Result) and stage.name not in choice.forced:
         return Step(stage.name, "reuse", "unchanged", name, digests, found)
+    replace: str | None
     if isinstance(found, Damaged):
-        reason, replace = f"its result is damaged: {found.why}", True
+        reason, replace = f"its result is damaged: {found.why}", found.attempt
     elif found is not None:
-        reason, replace = "forced", True
+        reason, replace = "forced", found.attempt
     elif last is None:
-        reason, replace = "new", False
+        reason, replace = "new", None
     elif last.fingerprint == name:
-        reason, replace = "its result is not in the store any more", False
+        reason, replace = "its result is not in the store any more", None
     else:
-        reason, replace = _changes(stage, facts, last, digests) or "changed", False
+        reason, replace = _changes(stage, facts, last, digests) or "changed", None
     return Step(stage.name, "run" if chosen else "skip", reason, name, digests, None, replace)
 
 

@@ -1,12 +1,13 @@
 """How far a run has come: what runs, what waits, how each stage ended. It tells the view and the history.
 
 A stage ends once: done, reused, failed, stopped or not run. What people are shown and what the history
-keeps is the same.
+keeps is the same. How a stage ended does not depend on either: a history that cannot be written is a warning.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_TEMPORARY, EXIT_USER, UserError
@@ -30,7 +31,17 @@ class Progress:
         self.later: dict[str, float] = {}  # stages that are looked at again, and when
         self.tries: dict[str, int] = {}
         self.code = EXIT_OK
+        self.warned = False
         self.run_id = history.start_run(pipeline.name, str(pipeline.file.resolve()))
+
+    def keep(self, write: Callable[..., None], *values: Any) -> None:
+        """Call a method of the history that writes. Where it cannot, that is said once and the run goes on."""
+        try:
+            write(*values)
+        except (UserError, OSError) as error:
+            if not self.warned:
+                self.view.note(f"warning: {error}".split("\n", maxsplit=1)[0])
+            self.warned = True
 
     def reused(self, stage: Stage, step: Step, how: str = "reused") -> Record:
         """A stage ends with a result that is there already; its record is the caller's to write."""
@@ -48,14 +59,14 @@ class Progress:
         self.states[stage.name] = "done"
         self.view.ended(stage.name, "done", "", time.time() - active.started)
         record = self.record(stage, "done", done, active=active, finished=time.time(), exit_code=EXIT_OK)
-        self.history.release(active.key, record)
+        self.keep(self.history.release, active.key, record)
 
     def again(self, active: Active, why: str, seconds: float, code: int) -> None:
         """An attempt is over, and its stage is tried again after some seconds."""
         stage, step = active.stage, active.step
         self.later[stage.name] = time.monotonic() + seconds
         record = self.record(stage, "waiting", step, active.attempt.name, active, exit_code=code, error=why)
-        self.history.release(active.key, record)
+        self.keep(self.history.release, active.key, record)
         self.view.again(stage.name, f"{why}, in {seconds:.1f} s")
 
     def fail(self, stage: Stage, error: UserError, active: Active | None = None, code: int = 0) -> None:
@@ -66,6 +77,7 @@ class Progress:
 
     def end(self, stage: Stage, state: str, text: str, active: Active | None = None, code: int | None = None) -> None:
         """A stage ends without a result."""
+        self.later.pop(stage.name, None)
         self.states[stage.name] = state
         self.steps[stage.name] = Step(stage.name, "skip", text)
         seconds = time.time() - active.started if active else None
@@ -76,7 +88,7 @@ class Progress:
         self.view.ended(stage.name, state, shown, seconds)
         step, attempt = (active.step, active.attempt.name) if active else (None, "")
         more = {"finished": time.time(), "exit_code": code, "error": text}
-        self.history.write(self.record(stage, state, step, attempt, active, **more))
+        self.keep(self.history.write, self.record(stage, state, step, attempt, active, **more))
 
     def record(
         self, stage: Stage, status: str, step: Step | None = None, attempt: str = "", active: Active | None = None,

@@ -234,8 +234,9 @@ class RunLog:
         try:
             self._write(status, finished)
         except (OSError, UserError) as error:
-            print(f"warning: the record of this run cannot be written: {error}".split("\n", maxsplit=1)[0],
-                  file=sys.stderr)  # fmt: skip
+            from runner.view import say
+
+            say(f"warning: the record of this run cannot be written: {error}".split("\n", maxsplit=1)[0], sys.stderr)
 
     def _write_once(self, status: str) -> None:
         same = hashlib.sha256(json.dumps([self.pipeline.name, self.stages], sort_keys=True).encode()).hexdigest()[:8]

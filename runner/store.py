@@ -26,7 +26,7 @@ from typing import Any
 from microstages import storage
 from microstages.artifact import verify
 from microstages.digest import cache_folder
-from microstages.errors import DamagedError, TemporaryError, UserError, from_os_error
+from microstages.errors import DamagedError, UserError, from_os_error
 from microstages.interface import Interface
 from microstages.manifest import MANIFEST, Manifest
 
@@ -111,7 +111,10 @@ class Store:
 
     def look_up(self, stage: str, fingerprint: str) -> Result | Damaged | None:
         """The committed result of a stage run, checked: every file there, of its size, unaltered as far as its
-        remembered hashes tell. None where there is none."""
+        remembered hashes tell. None where there is none.
+
+        Raises UserError where it cannot be told: access denied, a newer version's commit or manifest, a full disk.
+        """
         data = storage.read(self._commit_uri(stage, fingerprint))
         if data is None:
             return None
@@ -122,16 +125,17 @@ class Store:
             known = {
                 str(k): {n: str(v.get(n, "")) for n in ("listing", "manifest")} for k, v in value["outputs"].items()
             }
-            why = str(value.get("damaged") or "")
+            why, schema = str(value.get("damaged") or ""), value.get("schema")
         except (ValueError, TypeError, KeyError, AttributeError):
             return Damaged("", "commit.json cannot be read")
+        if isinstance(schema, int) and schema > SCHEMA:
+            what, fix = f"its schema {schema} is not known here", f"this version reads {SCHEMA}: use a newer one"
+            raise UserError(what, where=storage.public(self._commit_uri(stage, fingerprint)), fix=fix)
         if why:
             return Damaged(attempt, why)
         try:
             outputs = {name: self._output(stage, fingerprint, attempt, name, known[name]) for name in digests}
-        except TemporaryError:
-            raise
-        except UserError as error:
+        except DamagedError as error:
             return Damaged(attempt, f"{error.where}: {error.what}")
         for name, digest in digests.items():
             if outputs[name].digest != digest:
@@ -142,7 +146,7 @@ class Store:
         uri = self.output_uri(stage, fingerprint, attempt, name)
         data = storage.read(storage.join(uri, MANIFEST))
         if data is None:
-            raise UserError(f"there is no {MANIFEST}", where=uri)
+            raise DamagedError(f"there is no {MANIFEST}", where=uri)
         if known["manifest"] not in ("", hashlib.sha256(data).hexdigest()):
             raise DamagedError("it is not the manifest that was committed", where=storage.join(uri, MANIFEST))
         manifest = Manifest.from_json(data, storage.join(uri, MANIFEST))
@@ -190,17 +194,20 @@ class Store:
         return ""
 
     def finished_outputs(self, stage: str, fingerprint: str, attempt: str) -> bool:
-        """Whether an attempt of a local store finished at least one output; of a store elsewhere it is assumed."""
-        if self.path is None:
+        """Whether an attempt finished at least one output; where its store cannot tell, that is assumed."""
+        try:
+            found = storage.entries(storage.join(self.uri, "artifacts", stage, fingerprint, attempt))
+        except (UserError, OSError):
             return True
-        return any((self.path / "artifacts" / stage / fingerprint / attempt).glob(f"*/{MANIFEST}"))
+        return any(name.count("/") == 1 and name.endswith(f"/{MANIFEST}") for name in found)
 
     def commit(
-        self, stage: str, fingerprint: str, attempt: str, manifests: Mapping[str, Manifest], replace: bool
+        self, stage: str, fingerprint: str, attempt: str, manifests: Mapping[str, Manifest], replace: str | None
     ) -> Result:
         """Make an attempt's outputs the result, unless another attempt is it already; the result that counts.
 
-        `replace`: put it in the place of a damaged one, or of one that is to be made anew.
+        `replace`: the attempt that gives way, damaged or to be made anew; empty where its commit cannot be read. What
+        another run has put into its place meanwhile, and is whole, stays.
         """
         value = {
             "schema": SCHEMA,
@@ -212,10 +219,9 @@ class Store:
         }
         data = (json.dumps(value, indent=1) + "\n").encode()
         uri = self._commit_uri(stage, fingerprint)
-        if replace:
-            storage.replace(uri, data)
-        elif not storage.create(uri, data):
-            other = self.look_up(stage, fingerprint)
+        gives_way = replace is not None and self.committed(stage, fingerprint) == replace
+        if gives_way or not storage.create(uri, data):
+            other = None if gives_way else self.look_up(stage, fingerprint)
             if isinstance(other, Result):
                 return other
             storage.replace(uri, data)
@@ -243,11 +249,15 @@ class Store:
                 storage.replace(uri, (json.dumps({**value, "damaged": why}, indent=1) + "\n").encode())
 
     def discard(self, stage: str, fingerprint: str, attempt: str) -> None:
-        """Remove what a dead attempt left behind. Where its store cannot be reached it stays until `runner gc`."""
-        if not attempt:
+        """Remove what a dead attempt left behind, never one that was committed. Where its store cannot be reached it
+        stays until `runner gc`."""
+        try:
+            if not attempt or self.committed(stage, fingerprint) == attempt:
+                return
+        except (UserError, OSError):
             return
         if self.path is None:
-            with suppress(UserError):
+            with suppress(UserError, OSError):
                 storage.remove(storage.join(self.uri, "artifacts", stage, fingerprint, attempt))
             return
         folder = self.path / "artifacts" / stage / fingerprint

@@ -2,6 +2,8 @@
 
 Both print one line for each stage that is through. The live view adds, below these, a line for each stage that runs:
 its bar, its values and its time. `rich` is loaded only when there is something to draw.
+
+No run ends because nobody can be told of it: what cannot be printed is not (`Stream`).
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 from microstages.reporting import duration
 from microstages.watch import Watch
@@ -45,14 +48,43 @@ class View(Protocol):
 
 
 def say(text: str, out: TextIO) -> None:
-    """Print a line. Where nobody reads any more (`runner up | head`) it goes nowhere, and the work goes on."""
-    try:
-        out.write(text + "\n")
-        out.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, out.fileno())
-        os.close(nowhere)
+    """Print a line; never raises."""
+    stream = Stream(out)
+    stream.write(text + "\n")
+    stream.flush()
+
+
+class Stream:
+    """A stream that never raises. Where nobody reads any more (`runner up | head`, a terminal that was closed, a full
+    disk) everything goes to /dev/null from then on, and the work goes on."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> int:
+        try:
+            self._out.write(text)
+        except UnicodeEncodeError:
+            known = self._out.encoding or "ascii"
+            self.write(text.encode(known, "replace").decode(known))
+        except (OSError, ValueError):
+            self._end()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._out.flush()
+        except (OSError, ValueError):
+            self._end()
+
+    def _end(self) -> None:
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._out.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
 
 
 def failure_lines(text: str, log: Path | None, told: bool) -> str:
@@ -216,7 +248,7 @@ class LiveView(PlainView):
             from rich.console import Console
             from rich.live import Live
 
-            console = Console(file=self.out, highlight=False, force_terminal=True)
+            console = Console(file=cast(TextIO, Stream(self.out)), highlight=False, force_terminal=True)
             self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False,
                               redirect_stderr=False)  # fmt: skip
             self._live.start()

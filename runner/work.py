@@ -14,7 +14,7 @@ from runner.pipeline import read
 from runner.plan import choose
 from runner.plan import plan as make_plan
 from runner.store import Store
-from runner.view import Told
+from runner.view import Told, say
 
 
 class Work:
@@ -22,12 +22,12 @@ class Work:
 
     def __init__(self, args: argparse.Namespace, create: bool) -> None:
         only, first = args.only, args.first
-        watch.current = Told(lambda text: print(text, file=sys.stderr))
+        watch.current = Told(lambda text: say(text, sys.stderr))
         if only and first:
             raise UserError("--only and --from exclude each other", fix="give one of them")
         pipeline = read(args.pipeline, args.set, args.target)
         for text in pipeline.warnings:
-            print(text, file=sys.stderr)
+            say(text, sys.stderr)
         for name in (only, first):
             if name and name not in pipeline.stages:
                 what = f"there is no stage {name!r}{nearest(name, pipeline.stages)}"

@@ -41,6 +41,7 @@ PIDS = 4096  # processes and threads that a container may have
 SCRATCH = {"/tmp": "rw,nosuid,nodev,exec,mode=1777"}  # compiled kernels are loaded from there
 GONE = 30.0  # seconds that an engine may take to come back
 HOME = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/.cache", "MICROSTAGES_CACHE": "/tmp/.microstages"}
+SETTINGS = ("MICROSTAGES_CACHE_SIZE", "MICROSTAGES_PATIENCE")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
@@ -96,16 +97,23 @@ class DockerExecutor:
         given = [*own, *(s for s in found if s.name not in [o.name for o in own])]
         self._own(attempt, image)
         cache = own_cache(image.user) if attempt.remote else None
-        host = self.client.create_host_config(**self._limits(attempt), mounts=mounts(attempt, given, image.user, cache))
+        seen = mounts(attempt, given, image.user, cache)
         labels = {LABEL: attempt.name, "microstages.stage": attempt.stage}
         labels[SECRETS] = " ".join(s.name for s in given if s.file is None)
         entry = {"entrypoint": list(attempt.command)} if attempt.code_folders else {}
-        with asked(attempt.stage):
-            made = self.client.create_container(
-                image.id, list(attempt.arguments), name=f"microstages-{attempt.stage}-{attempt.name}", labels=labels,
-                user=_user(image), environment=plain | self._environment(attempt, image, given, host["NetworkMode"]),
-                host_config=host, stop_signal="SIGTERM", **entry,
-            )  # fmt: skip
+        try:
+            host = self.client.create_host_config(**self._limits(attempt), mounts=seen)
+            values = plain | self._environment(attempt, image, given, host["NetworkMode"])
+            with asked(attempt.stage):
+                made = self.client.create_container(
+                    image.id, list(attempt.arguments), name=f"microstages-{attempt.stage}-{attempt.name}",
+                    labels=labels, user=_user(image), environment=values, host_config=host, stop_signal="SIGTERM",
+                    **entry,
+                )  # fmt: skip
+        except BaseException:
+            for mount in seen:
+                secrets.drop(Path(mount["Source"]))
+            raise
         self._watch(attempt, made["Id"], [s.value for s in given], start=True)
         return str(made["Id"])
 
@@ -185,7 +193,8 @@ class DockerExecutor:
         return "bridge" if attempt.remote else "none"
 
     def _environment(self, attempt: Attempt, image: Image, given: list[Secret], network: str) -> dict[str, str]:
-        values = {**HOME, **attempt.environment, "MICROSTAGES_IMAGE": image.digest}
+        own = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+        values = {**HOME, **own, **attempt.environment, "MICROSTAGES_IMAGE": image.digest}
         if attempt.remote:
             values["MICROSTAGES_CACHE"] = str(CACHE)
         values.pop("CUDA_VISIBLE_DEVICES", None)  # a container has only its own GPUs, counted from 0

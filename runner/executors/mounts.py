@@ -63,9 +63,16 @@ def mounts(attempt: Attempt, given: Iterable[Secret], user: int, cache: Path | N
         add(folder.absolute(), Path(os.path.realpath(folder)), False)
     if cache is not None:
         add(CACHE, Path(os.path.realpath(cache)), False)
-    for secret in given:
-        if secret.file is not None:
-            add(Path(secrets.PLACE, secret.name), secrets.source(secret, user), True)
+    copies: list[Path] = []
+    try:
+        for secret in given:
+            if secret.file is not None:
+                copies.append(secrets.source(secret, user))
+                add(Path(secrets.PLACE, secret.name), copies[-1], True)
+    except BaseException:
+        for copy in copies:
+            secrets.drop(copy)
+        raise
     return list(out.values())
 
 

@@ -58,12 +58,14 @@ def source(secret: Secret, user: int) -> Path:
     assert secret.file is not None
     if os.geteuid() != 0:
         return secret.file.absolute()
+    copy = Path()
     try:
         copy = Path(tempfile.mkdtemp(prefix=COPIES)) / secret.name
         copy.touch(mode=0o400)
         copy.write_bytes(secret.file.read_bytes())
         os.chown(copy, user, user)
     except OSError as error:
+        drop(copy)
         raise from_os_error(error, secret.file) or UserError(str(error), where=secret.file) from None
     return copy
 

@@ -1,5 +1,7 @@
 """A store or a history that is damaged, lost or cannot be written: it is told, and what can be made again is."""
 
+import hashlib
+import json
 import os
 
 import pytest
@@ -96,3 +98,23 @@ def test_a_history_that_may_not_be_written_is_told(tmp_path):
         history.start_run("demo", "pipeline.yaml")
     history.close()
     assert "permission denied" in str(told.value)
+
+
+@pytest.mark.parametrize("what", ["commit", "manifest"])
+def test_what_a_newer_version_wrote_is_told_and_not_made_again(work, what):
+    work.up()
+    manifest = work.output("bad") / "artifact.json"
+    commit = manifest.parent.parent.parent / "commit.json"
+    value = json.loads(commit.read_text())
+    if what == "manifest":
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema": 99}))
+        value["outputs"]["out"]["manifest"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    commit.write_text(json.dumps(value if what == "manifest" else {**value, "schema": 99}))
+    before = commit.read_bytes(), manifest.read_bytes()
+    work.ran()
+    for command in ("plan", "up"):
+        done = work.run(command)
+        assert done.code == 2
+        assert "schema 99 is not known here" in done.err and "use " in done.err
+    assert work.ran() == []
+    assert (commit.read_bytes(), manifest.read_bytes()) == before

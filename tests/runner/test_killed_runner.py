@@ -141,3 +141,29 @@ def test_a_stage_that_still_runs_for_nobody_is_told(saver, eventually):
     (saver.folder / "trace.wait").unlink()
     assert saver.up()["bad"] in ("done", "reused")
     assert saver.ran().count("work") == 1
+
+
+def test_what_a_killed_run_left_in_a_store_elsewhere_is_removed_too(saver, azurite, eventually, monkeypatch):
+    azurite.use(monkeypatch)
+    uri = azurite.uri()
+    saver.environment |= azurite.environment
+    saver.file.write_text(f"store: {uri}\n" + saver.file.read_text())
+    state = saver.folder / ".runner"
+    runner = saver.start("up", "--only", "bad")
+    pid = saver.begun(eventually)
+    runner.kill()
+    os.kill(pid, signal.SIGKILL)
+    runner.communicate()
+    assert claims(state) == 1
+    assert saver.up("--only", "beside")["beside"] == "done"
+    assert claims(state) == 0
+    (saver.folder / "trace.wait").unlink()
+    assert saver.up()["bad"] == "done"
+
+
+def claims(state):
+    """How many attempts are under way, as the history in a folder says."""
+    db = sqlite3.connect(state / "history.db")
+    found = db.execute("SELECT count(*) FROM claims").fetchone()[0]
+    db.close()
+    return found

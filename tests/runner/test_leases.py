@@ -68,10 +68,16 @@ def test_runners_that_start_at_once_make_each_stage_once(diamond, common_store, 
 # --- runners that die, or stop ---
 
 
+def idle(project, eventually):
+    """Wait until `beside` is done: what stops its runner then does not stop it while it holds the history's lock."""
+    eventually(lambda: any(s["status"] == "done" for s in project.run("ps", "--json").json[0]["stages"]))
+
+
 def test_a_stopped_runner_is_taken_over_and_takes_its_result_from_the_other(saver, eventually):
     saver.environment["MICROSTAGES_LEASE_SECONDS"] = "1"
     first = saver.start("up", "--json")
     saver.begun(eventually)
+    idle(saver, eventually)
     first.send_signal(signal.SIGSTOP)
     second = saver.start("up", "--json")
     time.sleep(0.3)
@@ -95,6 +101,7 @@ def test_a_stopped_runner_whose_command_was_ended_waits_for_the_one_that_took_ov
     }
     first = work.start("up", "--json")
     pid = work.begun(eventually)
+    idle(work, eventually)
     first.send_signal(signal.SIGSTOP)
     (work.folder / "trace.pid").unlink()
     second = work.start("up", "--json")

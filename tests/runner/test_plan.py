@@ -140,7 +140,7 @@ def test_a_damaged_result_is_made_again_and_replaced():
     made, last = run_all(DIAMOND)
     made[last["c"].fingerprint] = Damaged("attempt", "f: it is gone")
     step = plan(DIAMOND, facts(DIAMOND, made=made, last=last), choose(DIAMOND))["c"]
-    assert (step.action, step.reason, step.replace) == ("run", "its result is damaged: f: it is gone", True)
+    assert (step.action, step.reason, step.replace) == ("run", "its result is damaged: f: it is gone", "attempt")
 
 
 def test_a_result_that_was_removed():

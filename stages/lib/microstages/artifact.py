@@ -250,6 +250,7 @@ class Draft:
         self.known: Memory = {}  # hashes of files that were hashed while they were written
         self.manifest: Manifest | None = None
         self._lock: int | None = None  # says that a draft in the cache is alive
+        self._token = secrets.token_hex(16).encode()  # by which it knows its own mark in a store again
         self.target = storage.local_path(uri)
         if self.target is not None:
             if self.target.is_file() or (self.target.is_dir() and any(self.target.iterdir())):
@@ -317,7 +318,7 @@ class Draft:
     def _send(self, names: Sequence[str], known: Memory, provenance: Mapping[str, Any]) -> Manifest:
         """Copy the files to their store, hashing them on the way, the manifest last."""
         mark = storage.join(self.uri, WRITING)
-        if not storage.create(mark, secrets.token_hex(16).encode()):
+        if not storage.create(mark, self._token):
             what = "somebody else is writing there, or was ended in the middle of it"
             raise UserError(what, where=storage.public(self.uri), fix="choose a new address, or remove what lies there")
         try:
