@@ -150,13 +150,14 @@ def on_a_disk(work: Path, write: str, dvc: Path, runs: int) -> dict[str, Any]:
     assert spec is not None and spec.loader is not None
     peers = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peers)
-    peers.WRITE = write
     systems = {"ours": peers.Runner(sys.executable), "dvc": peers.Dvc(str(dvc / "bin" / "python"))}
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(runs):
         for name, system in systems.items():
             folder = work / "project"
             folder.mkdir()
+            (folder / "write.py").write_text(write)
+            (folder / "read.py").write_text(peers.READ)
             system.prepare_handover(folder)
             seconds[name].append(system.run(folder))
             print(f"  {name} local: {seconds[name][-1]:.2f}", file=sys.stderr)
