@@ -173,17 +173,18 @@ def main() -> None:
         child(*sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, default=2.0, help="of the large file")
-    parser.add_argument("--files", type=int, default=10_000, help="small files")
+    parser.add_argument("--gb", type=float, default=2.0, help="of the large file; 0: none")
+    parser.add_argument("--files", type=int, default=10_000, help="small files; 0: none")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--dvc", type=Path, help="an environment that has DVC; without one only the store is measured")
     parser.add_argument("--folder", type=Path, help="where to work: about four times --gb are needed")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "handoff.json")
     args = parser.parse_args()
-    scripts = {
-        f"1 file of {args.gb:g} GB": LARGE.format(mb=int(args.gb * 1e9 / 2**20)),
-        f"{args.files:,} files of 4 KiB": SMALL.format(files=args.files),
-    }
+    scripts = {}
+    if args.gb:
+        scripts[f"1 file of {args.gb:g} GB"] = LARGE.format(mb=int(args.gb * 1e9 / 2**20))
+    if args.files:
+        scripts[f"{args.files:,} files of 4 KiB"] = SMALL.format(files=args.files)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="handoff-") as name:
         work = Path(name)

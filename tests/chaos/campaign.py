@@ -70,6 +70,7 @@ class Figures:
     attempts: int = 0
     continued: int = 0  # trainings that went on from a checkpoint
     most_lost: Counter[str] = field(default_factory=Counter)  # by place: steps of training made again after one death
+    ended_by_forgetting: int = 0  # runs that met what Azurite had confirmed and forgotten, and said so
     swept: int = 0  # runs after which `gc` found something to remove
     over_an_interval: int = 0  # times that it was more than lies between two checkpoints
     forgotten: int = 0  # commits that Azurite forgot
@@ -219,6 +220,9 @@ class Campaign:
             self._complete(trial)
         else:
             excused = any(s in ENDING for s in up.strikes) and up.code != 2
+            if trial.forgetful and up.code == 2:  # an input of a stage was among what the store forgot
+                excused = True
+                self.figures.ended_by_forgetting += 1
             if not excused:
                 self._violation(trial, f"`up` ended with {up.code} after {up.strikes}: {up.words()[-500:]!r}")
             in_vain = sum(u.code != 0 and not u.strikes for u in trial.ups)

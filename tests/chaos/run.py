@@ -77,6 +77,7 @@ def summary(figures: Figures, absent: list[str], seconds: float, args: argparse.
         "training": {
             "steps between checkpoints": EVERY, "went on from a checkpoint": figures.continued,
             "most steps made again": dict(figures.most_lost), "more than an interval": figures.over_an_interval,
+            "runs ended by what Azurite forgot": figures.ended_by_forgetting,
             "runs that left something for gc": figures.swept,
         },
         "commits that Azurite forgot": figures.forgotten,
