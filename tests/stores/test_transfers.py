@@ -256,6 +256,7 @@ def test_a_thing_from_outside_is_known_by_its_tags_and_fetched_once(remote: Stor
     assert opened.digest == digest and set(opened.files) == set(SIZES)
     single = open_artifact(storage.join(uri, "config.json"), ["files"])
     assert single.path.read_bytes() == (folder / "config.json").read_bytes()
+    assert open_artifact(storage.join(uri, "empty.txt"), ["files"]).path.read_bytes() == b""
     assert set(open_artifact(storage.join(uri, "*.bin"), ["files"]).files) == {"exact.bin"}
     storage.replace(storage.join(uri, "config.json"), b"{}")
     assert identify(uri, ["files"]) != digest

@@ -21,7 +21,7 @@ from microstages.artifact import Artifact, check_kind, outside_digest, outside_k
 from microstages.digest import TICK_NS, Memory, remember
 from microstages.errors import DamagedError, UserError
 from microstages.manifest import MANIFEST, REMEMBERED, Manifest
-from microstages.storage import Entry
+from microstages.storage import UNKNOWN, Entry
 
 
 def open_remote(uri: str, kinds: tuple[str, ...]) -> Artifact:
@@ -137,7 +137,7 @@ class _Thing:
 
     def fetched(self, kinds: tuple[str, ...]) -> Artifact:  # noqa: ARG002
         """The thing on this machine."""
-        size = sum(e.size for e in self.files.values())
+        size = sum(max(0, e.size) for e in self.files.values())
         if self.digest:
             folder = cache.entry("outside", self.digest.removeprefix("sha256:"), size, self._fill)
             path = folder / self.name if self.name else folder
@@ -171,7 +171,7 @@ class _Thing:
         if self.name:
             above = self.root.rsplit("/", 1)[0]
             entry = self.files[""]
-            if entry.size == 0:  # also where a web server does not say how much it is
+            if entry.size == UNKNOWN:
                 storage.fetch_whole(self.root, into / self.name)
                 return
             storage.download(above, into, {self.name: entry.size}, tags={self.name: entry.tag})

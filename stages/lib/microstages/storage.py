@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+UNKNOWN = -1  # the size of a file of which its store does not tell it
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file in a store: its size in bytes; its `tag`, which changes whenever it is written (an etag; empty where the
@@ -234,7 +237,13 @@ def download(
 
 def fetch_whole(uri: str, file: Path) -> None:
     """Copy a remote file whose size its store does not tell."""
-    _ask(uri, lambda driver, name: driver.get(name, str(file)), size=1 << 30)
+    from microstages.remote import Whole
+
+    async def work(driver: Driver, name: str) -> None:
+        assert isinstance(driver, Whole)  # the others tell sizes
+        await driver.get(name, str(file))
+
+    _ask(uri, work, size=1 << 30)
 
 
 def hashes(uri: str, sizes: Mapping[str, int]) -> dict[str, str | None]:

@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from microstages.errors import TemporaryError, UserError, from_os_error
 from microstages.storage import Entry, public
@@ -66,7 +66,12 @@ class Driver(Protocol):
     async def remove(self, path: str, names: list[str]) -> None: ...
 
     async def upload(self, path: str, size: int, resume: bool) -> Upload | None:
-        """Begin a large file, or with `resume` go on with one that was cut off; None where only `put` can."""
+        """Begin a large file, or with `resume` go on with one that was cut off; None where files go whole (`Whole`)."""
+
+
+@runtime_checkable
+class Whole(Protocol):
+    """A driver that moves large files whole, and files whose size the store does not tell."""
 
     async def put(self, path: str, file: str) -> None: ...
 

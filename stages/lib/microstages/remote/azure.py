@@ -144,12 +144,6 @@ class Azure:
         upload = _Upload(self, path, resume)
         return await upload.begun() if resume else upload
 
-    async def put(self, path: str, file: str) -> None:
-        raise NotImplementedError
-
-    async def get(self, path: str, file: str) -> None:
-        raise NotImplementedError
-
 
 class _Upload:
     """Blocks. With `resume` they carry their content's hash in their name, and one that the store has is not sent

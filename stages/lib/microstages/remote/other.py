@@ -9,7 +9,7 @@ from typing import Any
 
 from microstages.errors import TemporaryError, UserError
 from microstages.remote import scrub
-from microstages.storage import Entry
+from microstages.storage import UNKNOWN, Entry
 
 TAGS = ("etag", "ETag", "md5Hash", "Content-MD5", "generation", "mtime", "created", "last_modified")
 
@@ -50,7 +50,9 @@ class Other:
         out = {}
         for name, info in found.items():
             if info.get("type") == "file":
-                out[name.removeprefix(root).lstrip("/")] = Entry(int(info.get("size") or 0), _tag(info), _written(info))
+                out[name.removeprefix(root).lstrip("/")] = Entry(
+                    UNKNOWN if info.get("size") is None else int(info["size"]), _tag(info), _written(info)
+                )
         return out
 
     async def _find(self, path: str) -> dict[str, dict[str, Any]]:

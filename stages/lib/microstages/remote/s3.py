@@ -131,12 +131,6 @@ class S3:
     async def upload(self, path: str, size: int, resume: bool) -> _Upload:  # noqa: ARG002
         return await _Upload(self, path).begun(resume)
 
-    async def put(self, path: str, file: str) -> None:
-        raise NotImplementedError
-
-    async def get(self, path: str, file: str) -> None:
-        raise NotImplementedError
-
 
 class _Upload:
     """A multipart upload; one of the same file that was cut off is continued, part by part, by their MD5s."""

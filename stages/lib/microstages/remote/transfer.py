@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from microstages.errors import DamagedError, UserError
-from microstages.remote import Driver, Upload, persist
+from microstages.remote import Driver, Upload, Whole, persist
 from microstages.watch import SILENT, Watch
 
 PART = 8 << 20  # bytes
@@ -128,11 +128,13 @@ async def send(
 async def _send_large(job: Job, file: Path, name: str, size: int, known: str | None, resume: bool) -> str:
     path, where = job.path(name), job.named(name)
     upload: Upload | None = await persist(lambda: job.driver.upload(path, size, resume), where, 0, job.watch)
-    if upload is None:
+    if upload is None and isinstance(job.driver, Whole):
+        whole = job.driver
         async with job.parts:
-            await persist(lambda: job.driver.put(path, str(file)), where, size, job.watch)
+            await persist(lambda: whole.put(path, str(file)), where, size, job.watch)
             job.watch.moved(size)
         return known or str(await job.aside(_sha256, file))
+    assert upload is not None
     part, h = part_size(size), hashlib.sha256()
 
     async def one(number: int, data: bytes) -> None:
