@@ -10,14 +10,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from microstages import storage
 from stores.fixtures import Spoiled
-from stores.servers import ACCOUNT, HOST, KEY, Store
+from stores.servers import Store, signature
 
 from runner.store import _listing
 
@@ -79,18 +78,6 @@ def test_a_disk_that_turns_read_only(project: Any, disk: Callable[[str], Path]):
     assert project.plan()["small"][0] == "reuse"  # what is there can be read
     disk("rw")
     assert project.up() == {"small": "reused", "large": "done"}
-
-
-def signature(store: Store, permission: str, hours: float) -> str:
-    """A connection string that may do `permission` for some hours from now."""
-    from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
-
-    now = datetime.now(UTC)
-    text = generate_account_sas(
-        ACCOUNT, KEY, ResourceTypes(service=True, container=True, object=True),
-        AccountSasPermissions.from_string(permission), now + timedelta(hours=hours), now - timedelta(days=2),
-    )  # fmt: skip
-    return f"BlobEndpoint=http://{HOST}:{store.port}/{ACCOUNT};SharedAccessSignature={text}"
 
 
 @pytest.mark.parametrize(("permission", "hours"), [("rwdlc", -1), ("rl", 1)], ids=["expired", "may only read"])

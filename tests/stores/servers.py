@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,15 @@ def s3(folder: Path) -> Store:
     server = Server(command, folder / "moto.log")
     server.start()
     return Store("s3", "s3", server, environment_at, make)
+
+
+def signature(store: Store, permission: str, hours: float) -> str:
+    """A connection string of Azurite whose signature may do `permission` for some hours from now."""
+    from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
+
+    now = datetime.now(UTC)
+    text = generate_account_sas(
+        ACCOUNT, KEY, ResourceTypes(service=True, container=True, object=True),
+        AccountSasPermissions.from_string(permission), now + timedelta(hours=hours), now - timedelta(days=2),
+    )  # fmt: skip
+    return f"BlobEndpoint=http://{HOST}:{store.port}/{ACCOUNT};SharedAccessSignature={text}"

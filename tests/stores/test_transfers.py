@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from microstages.artifact import Draft, identify, open_artifact
 from microstages.errors import DamagedError, TemporaryError, UserError
 from stores.fixtures import Spoiled
 from stores.proxy import Plan
-from stores.servers import Store, forget
+from stores.servers import Store, forget, signature
 
 MB = 1_000_000
 SIZES = {"config.json": 300, "empty.txt": 0, "a b/ü#1.bin": 70_000, "large.safetensors": 21 * MB, "exact.bin": 16 << 20}
@@ -275,26 +274,13 @@ def test_folders_and_removal(remote: Store):
     assert set(storage.listing(uri)) == {"ab/z"}
 
 
-def limited(store: Store, permission: str, hours: float) -> str:
-    """A connection string with a shared access signature that may do `permission` for some hours from now."""
-    from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
-    from stores.servers import ACCOUNT, HOST, KEY
-
-    now = datetime.now(UTC)
-    sas = generate_account_sas(
-        ACCOUNT, KEY, ResourceTypes(service=True, container=True, object=True),
-        AccountSasPermissions.from_string(permission), now + timedelta(hours=hours), now - timedelta(days=2),
-    )  # fmt: skip
-    return f"BlobEndpoint=http://{HOST}:{store.port}/{ACCOUNT};SharedAccessSignature={sas}"
-
-
 @pytest.mark.parametrize(("permission", "hours"), [("rwdlc", -1), ("rl", 1)])
 def test_a_signature_that_expired_or_may_only_read_is_told_and_not_shown(
     azurite: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, permission: str, hours: float
 ):
     azurite.use(monkeypatch)
     uri = azurite.uri()
-    text = limited(azurite, permission, hours)
+    text = signature(azurite, permission, hours)
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
     forget()
     with pytest.raises(UserError, match=r"access denied.*\n.*expired") as told:
