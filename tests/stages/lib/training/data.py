@@ -1,4 +1,4 @@
-"""Data sets for the tests of training, written by hand in the format of `microstages.dataset`."""
+"""Data sets for the tests of training, written by hand in the format of `microstages.dataset`; what they look at."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from microstages.artifact import Artifact, Draft, open_artifact
+from microstages.state import Place
 from microstages.tokens import ModelText
 from safetensors.numpy import save_file
 
+RUN = "0123456789abcdef" * 2  # a fingerprint
 TEMPLATE = "### Text: {phrase}\n### The tone is:\n"
 Example = tuple[list[int], list[int]]  # token ids, 1 where trained
 
@@ -64,3 +66,13 @@ def write(
         draft.metadata.update(metadata)
         draft.commit({})
     return open_artifact(str(target), ["dataset"])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The bytes of an adapter."""
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def saved_steps(place: Place) -> list[int]:
+    """The steps of which a checkpoint is saved."""
+    return [int(name.partition("-")[0]) for name in place.names()]

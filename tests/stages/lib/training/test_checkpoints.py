@@ -7,28 +7,17 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from microstages.artifact import open_artifact
 from microstages.errors import Stopped, UserError
-from microstages.reporting import Reporter
 from microstages.state import Place
-from microstages_training.distributed import launch
-from microstages_training.settings import Settings
 from microstages_training.stopping import Leash, Stopping
-from microstages_training.train import Job, find
+from training_data import RUN, files, saved_steps
 
-RUN = "0123456789abcdef" * 2  # a fingerprint
 LONG = {"steps": 12, "batch_tokens": 300, "checkpoint_minutes": 0.0}
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 def after(questions: int) -> Stopping:
@@ -47,10 +36,6 @@ def unhurried() -> Stopping:
         return False
 
     return Stopping(signals=(), also=wait)
-
-
-def steps(place: Place) -> list[int]:
-    return [int(name.partition("-")[0]) for name in place.names()]
 
 
 def told(events: io.StringIO) -> list[dict]:
@@ -127,7 +112,7 @@ def test_checkpoints_are_made_as_asked_and_the_newest_stay(tones, tiny_model, tr
     assert all(e["uri"].startswith(f"{place.uri}/0000000{e['step']}-") for e in made)
     assert "checkpoint at step 9 of 12: " in said
     # the newest is an artifact of safetensors and JSON that names its run
-    assert steps(place) == [9]
+    assert saved_steps(place) == [9]
     kept = open_artifact(made[-1]["uri"], ["checkpoint"])
     assert kept.metadata == {"fingerprint": RUN, "step": 9}
     assert set(kept.files) == {"optimizer.safetensors", "parameters.safetensors", "state.json"}
@@ -155,7 +140,7 @@ def test_by_time_a_short_run_makes_none(tones, tiny_model, train_here, tmp_path)
         checkpoint_minutes=1e-6,
         checkpoints_kept=9,
     )
-    assert steps(place) == [1, 2, 3]
+    assert saved_steps(place) == [1, 2, 3]
 
 
 def flip(checkpoint: Path) -> None:
@@ -177,7 +162,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(damage, ton
     settings = {**LONG, "checkpoint_every": 8, "checkpoints_kept": 2}
     place = Place(str(tmp_path / "checkpoints"), RUN)
     undisturbed, _, _ = train_here(tones, tiny_model, place=place, stopping=unhurried(), **settings)
-    assert steps(place) == [4, 8]
+    assert saved_steps(place) == [4, 8]
     newest = place.names()[-1]
     damage(Path(place.uri) / newest)
     events = io.StringIO()
@@ -186,7 +171,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(damage, ton
     assert [(e["step"], e.get("resumed", False)) for e in told(events)] == [(4, True), (8, False)]
     assert found["metrics"]["resumed_from_step"] == 4 and files(adapter) == files(undisturbed)
     # and it is gone when a better one is there
-    assert newest not in place.names() and steps(place) == [4, 8]
+    assert newest not in place.names() and saved_steps(place) == [4, 8]
 
 
 def test_where_all_are_damaged_it_begins_anew(tones, tiny_model, train_here, tmp_path):
@@ -274,108 +259,6 @@ def test_the_first_signal_asks_and_the_second_does_not():
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-class Hearing(Reporter):
-    """Calls a function at the first event of training that is of a step or more."""
-
-    def __init__(self, step, call):
-        super().__init__("train", None, io.StringIO())
-        self.step, self.call, self.events = step, call, []
-
-    def event(self, kind, **values):
-        self.events.append((kind, values))
-        if kind == "progress" and values["done"] >= self.step and self.call is not None:
-            call, self.call = self.call, None
-            call()
-
-
-@pytest.fixture
-def two(tones, tiny_model, tmp_path):
-    """`two(report, place)`: train in two processes; the files and metrics."""
-
-    def run(report, place=None, **settings):
-        out = tmp_path / f"adapter-{len(list(tmp_path.iterdir()))}"
-        out.mkdir()
-        keep = find(place, report) if place is not None else None
-        small = {"rank": 4, "alpha": 4.0, "learning_rate": 1e-3, "batch_tokens": 300, "accumulation": 2, "steps": 24,
-                 "precision": "fp32", "threads": 1, "dropout": 0.1, "eval_every": 0.5}  # fmt: skip
-        job = Job(str(tones.path), tones.uri, dict(tones.metadata), str(tiny_model),
-                  open_artifact(str(tiny_model), ["model"]).digest, str(out), Settings(**{**small, **settings}),
-                  keep=keep)  # fmt: skip
-        found = launch(job, 2, report)
-        return files(out), found["metrics"]
-
-    return run
-
-
-@pytest.fixture
-def nobody_left(monkeypatch):
-    """Waits until no process that was started in this test runs any more."""
-    mark = f"TEST_OF_CHECKPOINTS={time.time_ns()}"
-    monkeypatch.setenv(*mark.split("="))
-
-    def running(pid: str) -> bool:
-        try:
-            return mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            return False
-
-    def wait() -> bool:
-        until = time.monotonic() + 60
-        while any(map(running, filter(str.isdigit, os.listdir("/proc")))):
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.1)
-        return True
-
-    return wait
-
-
-def test_several_processes_agree_where_to_stop_and_go_on_with_the_same_bytes(two, tmp_path):
-    undisturbed, _ = two(Hearing(0, None))
-    place = Place(str(tmp_path / "checkpoints"), RUN)
-    # told to stop, the parent passes it on, one process saves, all end
-    with pytest.raises(Stopped, match=r"stopped at step (\d+) of 24; a checkpoint is saved") as stopped:
-        two(Hearing(1, lambda: os.kill(os.getpid(), signal.SIGTERM)), place)
-    assert f"stopped at step {steps(place)[0]} of 24" in str(stopped.value)
-    # started again they go on from there
-    report = Hearing(0, None)
-    adapter, metrics = two(report, place)
-    assert adapter == undisturbed and metrics["resumed_from_step"] == steps(place)[0] >= 1
-    assert [v["resumed"] for k, v in report.events if k == "checkpoint"] == [True]
-
-
-def test_told_twice_several_processes_end_at_once(two, nobody_left, tmp_path):
-    place = Place(str(tmp_path / "checkpoints"), RUN)
-
-    def twice():
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Stopped):
-        two(Hearing(1, twice), place, steps=100_000)
-    assert nobody_left()
-
-
-def test_processes_whose_parent_is_killed_save_and_end(tones, tiny_model, nobody_left, tmp_path):
-    place = Place(str(tmp_path / "checkpoints"), RUN)
-    keep = f"Keep({place.uri!r}, {RUN!r})"
-    code = (
-        "import io; from microstages.reporting import Reporter; from microstages_training.distributed import launch\n"
-        "from microstages_training.settings import Settings; from microstages_training.train import Job, Keep\n"
-        f"settings = Settings(batch_tokens=512, steps=100000, threads=1); data = {dict(tones.metadata)!r}\n"
-        f"job = Job({str(tones.path)!r}, '', data, {str(tiny_model)!r}, '', {str(tmp_path)!r}, settings, keep={keep})\n"
-        "import sys; launch(job, 2, Reporter('train', sys.stdout, sys.stderr))"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
-        assert parent.stdout is not None
-        for line in parent.stdout:
-            if json.loads(line).get("label") == "training":
-                break
-        parent.kill()
-    assert nobody_left()
-    assert steps(place)[0] > 0
 
 
 def test_a_leash_is_felt_when_it_is_pulled_and_when_its_holder_dies(tmp_path):
