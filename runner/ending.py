@@ -156,6 +156,8 @@ class Ending:
             self._stop(active)
         elif full := full_disk(active):
             self._give_up(active, full, EXIT_USER)
+        elif gone := self._vanished(active):
+            self._give_up(active, gone, EXIT_USER)
         else:
             self._give_up(active, failure(active, code), code)
 
@@ -176,6 +178,20 @@ class Ending:
                     uses = self.progress.pipeline.stages[name].interface.name
                     with suppress(UserError, OSError):
                         self.store.mark_damaged(uses, step.fingerprint, step.result.attempt, why)
+
+    def _vanished(self, active: Active) -> UserError | None:
+        """What to say of another stage's result that was whole when this stage was started, and is not any more."""
+        where = str(active.error.get("where") or "")
+        for name, step in self.progress.steps.items():
+            if where and step.result and any(public(o.uri) == public(where) for o in step.result.outputs.values()):
+                with suppress(UserError, OSError):
+                    uses = self.progress.pipeline.stages[name].interface.name
+                    found = self.store.look_up(uses, step.fingerprint)
+                    if not isinstance(found, Result):
+                        why = found.why if found else "its commit is gone"
+                        fix = "run the pipeline again and it is made anew"
+                        return UserError(f"the result of {name} was removed or altered meanwhile: {why}", fix=fix)
+        return None
 
     def _refuse(self, active: Active, error: UserError, code: int) -> None:
         """What was written cannot be the result; where another run took over it may have removed it."""

@@ -273,8 +273,8 @@ class DockerExecutor:
         away = 0.0  # since when the engine does not answer
         while not c.left:
             try:
-                if not c.started:
-                    self._start(c)
+                if not c.started and not self._start(c, was_away=away > 0):
+                    return LOST, None
                 self._carry(c)
                 if c.fault:
                     raise c.fault
@@ -297,17 +297,22 @@ class DockerExecutor:
                 time.sleep(0.5)
         return LOST, None
 
-    def _start(self, c: _Container) -> None:
+    def _start(self, c: _Container, was_away: bool) -> bool:
+        """Start a container that was made. False where an engine that died in the middle of that left it half started:
+        nobody can start it then, and another one is to be made. Raises UserError where the engine refuses it."""
         import docker
 
         if not c.signal:  # told to stop already: it need not begin
             try:
                 self.client.start(c.id)  # to start what runs changes nothing
             except docker.errors.APIError as error:  # also what it does not find: a network
+                if was_away or "already exists" in str(error):
+                    return False
                 raise explained(error, c.attempt.stage) from None
         c.started = True
         if c.signal:
             self._tell(c)
+        return True
 
     def _tell(self, c: _Container) -> None:
         import docker

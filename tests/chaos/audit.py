@@ -76,6 +76,19 @@ class Blobs:
         return ContainerClient.from_connection_string(self.connection, name)
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """What is wrong with a file of what a stage run committed."""
+
+    run: StageRun
+    file: str
+    what: str
+    missing: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
 @dataclass
 class Audit:
     """What was found: the commits (stage run -> attempt), the digests (`stage.output` -> digest), what is wrong with
@@ -83,7 +96,7 @@ class Audit:
 
     commits: dict[StageRun, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
+    wrong: list[Wrong] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
 
@@ -96,41 +109,45 @@ def audit(files: Files) -> Audit:
         match = re.fullmatch(r"artifacts/([^/]+)/([^/]+)/commit\.json", name)
         if match is None:
             continue
+        run = (match[1], match[2])
         try:
             commit = json.loads(files.read(name))
             attempt = commit["attempt"]
-            found.commits[match[1], match[2]] = attempt
+            found.commits[run] = attempt
             counted.add(name)
             for output, summary in commit["outputs"].items():
                 place = f"{name.removesuffix('commit.json')}{attempt}/{output}/"
                 found.digests[f"{match[1]}.{output}"] = summary["digest"]
-                found.wrong += _wrong(files, sizes, place, summary["digest"])
+                found.wrong += [Wrong(run, *rest) for rest in _wrong(files, sizes, place, summary["digest"])]
                 counted |= {n for n in sizes if n.startswith(place)}
         except (ValueError, TypeError, KeyError) as error:
-            found.wrong.append(f"{name}: cannot be read: {error!r}")
+            found.wrong.append(Wrong(run, name, f"cannot be read: {error!r}"))
     rest = {n for n in sizes if not n.startswith(OWN)} - counted
     found.left = sorted(n for n in rest if n.startswith("artifacts/") or HIDDEN.search(n))
     return found
 
 
-def _wrong(files: Files, sizes: dict[str, int], place: str, digest: str) -> list[str]:
-    """What is wrong with one committed artifact."""
-    if f"{place}artifact.json" not in sizes:
-        return [f"{place}: there is no artifact.json"]
-    manifest = json.loads(files.read(f"{place}artifact.json"))
-    wrong, lines = [], []
+def _wrong(files: Files, sizes: dict[str, int], place: str, digest: str) -> list[tuple[str, str, bool]]:
+    """What is wrong with one committed artifact: the file, what, and whether it is missing."""
+    name = f"{place}artifact.json"
+    if name not in sizes:
+        return [(name, "missing", True)]
+    manifest = json.loads(files.read(name))
+    wrong: list[tuple[str, str, bool]] = []
+    lines = []
     for file in sorted(manifest["files"], key=lambda f: f["path"]):
         name = place + file["path"]
         lines.append(f"{file['sha256']}  {file['size']}  {file['path']}\n")
         if name not in sizes:
-            wrong.append(f"{name}: missing")
+            wrong.append((name, "missing", True))
             continue
         data = files.read(name)
         if len(data) != file["size"] or hashlib.sha256(data).hexdigest() != file["sha256"]:
-            wrong.append(f"{name}: its bytes are not those that the manifest names ({len(data)} bytes)")
+            wrong.append((name, f"its bytes are not those that the manifest names ({len(data)} bytes)", False))
     computed = f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
     if not computed == manifest["digest"] == digest:
-        wrong.append(f"{place}: digests differ: {computed} computed, {manifest['digest']} here, {digest} committed")
+        what = f"digests differ: {computed} computed, {manifest['digest']} here, {digest} committed"
+        wrong.append((place, what, False))
     known = {place + f["path"] for f in manifest["files"]} | {f"{place}artifact.json", f"{place}.verified.json"}
-    wrong += [f"{n}: no part of the artifact" for n in sizes if n.startswith(place) and n not in known]
+    wrong += [(n, "no part of the artifact", False) for n in sizes if n.startswith(place) and n not in known]
     return wrong

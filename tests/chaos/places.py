@@ -77,6 +77,11 @@ class Place:
             self._counted += sum(self.proxy.seen.values())
             self.proxy.follow(plan)
 
+    def confirmed(self, uri: str, name: str) -> bool:
+        """Whether the server of a store said that it keeps a file of it. Who asked it past the proxy does not count."""
+        path = f"/{uri.partition('://')[2]}/{name}"
+        return self.proxy is not None and any(held.endswith(path) for held in self.proxy.held)
+
     def exchanges(self) -> int:
         """How often the store was asked so far."""
         return self._counted + sum(self.proxy.seen.values()) if self.proxy else 0

@@ -80,7 +80,7 @@ def summary(figures: Figures, absent: list[str], seconds: float, args: argparse.
             "runs ended by what Azurite forgot": figures.ended_by_forgetting,
             "runs that left something for gc": figures.swept,
         },
-        "commits that Azurite forgot": figures.forgotten,
+        "results that Azurite forgot": figures.forgotten,
         "ends that Azurite forgot": figures.remade,
         "seconds": round(seconds, 1),
         "versions": versions(),
@@ -103,7 +103,7 @@ def as_text(report: dict[str, Any]) -> str:
     lines = [f"\n{'place':32}{'victim':20}rounds"]
     for place, victims in report["by place and victim"].items():
         lines += [f"{place:32}{victim:20}{count:6}" for victim, count in sorted(victims.items())]
-    rest = ("rounds", "violations", "trials", "attempts of stages", "commits that Azurite forgot", "seconds")
+    rest = ("rounds", "violations", "trials", "attempts of stages", "results that Azurite forgot", "seconds")
     lines += ["", ", ".join(f"{name}: {report[name]}" for name in rest), f"training: {report['training']}"]
     return "\n".join([*lines, *report["violated"]])
 

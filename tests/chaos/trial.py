@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos.audit import Audit, StageRun, audit
+from chaos.audit import Audit, StageRun, Wrong, audit
 from chaos.places import Place
 
 ROOT = Path(__file__).parent.parent.parent
@@ -186,6 +186,10 @@ class Trial:
 
     def audit(self) -> Audit:
         return audit(self.files)
+
+    def forgot(self, wrong: Wrong) -> bool:
+        """Whether the store had confirmed a file that is missing, and was killed since."""
+        return self.forgetful and wrong.missing and self.place.confirmed(self.uri, wrong.file)
 
     def changed(self) -> int:
         """How many files of a store in a folder changed since the last call; of one elsewhere, exchanges with it."""

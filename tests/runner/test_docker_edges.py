@@ -45,6 +45,30 @@ def test_a_container_that_somebody_removes_is_made_again_not_taken_for_done(boxe
     assert boxed.containers() == []
 
 
+@pytest.mark.parametrize("gone", [False, True], ids=["before this runner", "under this runner"])
+def test_a_container_that_an_engine_left_half_started_is_lost(boxed, eventually, tmp_path, monkeypatch, gone):
+    """The engine died in the middle of a start. What is lost is made again (the tests around this one)."""
+    import docker as library
+
+    boxed.one("true")
+    attempt = Attempt(f"half-{os.getpid()}", "work", ("true",), tmp_path, tmp_path / "log", tmp_path / "log",
+                      image=boxed.image, writes=(tmp_path / "out",), code_folders=(boxed.folder / "work",))  # fmt: skip
+    monkeypatch.setenv("DOCKER_HOST", boxed.engine.address)
+    executor, fates = docker.DockerExecutor(), [ConnectionError("away")] if gone else []
+    text = "it is in an odd state" if gone else "failed to create task: task 0123: already exists"
+    fates.append(library.errors.APIError("500 Server Error", explanation=text))
+
+    def start(_):
+        raise fates.pop(0)
+
+    monkeypatch.setattr(executor.client, "start", start)
+    executor.submit(attempt)
+    status = eventually(lambda: (s := executor.poll(attempt)).code is not None and s)
+    assert (status.code, status.why) == (docker.LOST, None) and fates == []
+    executor.forget(attempt)
+    assert boxed.containers() == []
+
+
 def test_a_stage_that_is_lost_again_and_again_is_given_up(boxed, engine, eventually):
     boxed.one("sleep 600", ", retries: 0")
     up = boxed.start("up")

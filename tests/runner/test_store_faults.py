@@ -158,15 +158,41 @@ def test_damage_that_the_store_does_not_show_is_found_by_who_reads_it(
     assert project.up() == {"small": "done", "large": "done"}
 
 
+@pytest.mark.parametrize("where", ["folder", "store"])
+def test_a_result_that_vanishes_before_it_is_read_is_told_as_such_and_made_again(
+    project: Any, request: pytest.FixtureRequest, tmp_path: Path, where: str
+):
+    uri = str(tmp_path / "store")
+    if where == "store":
+        store = request.getfixturevalue("azurite")
+        uri, project.environment = store.uri(), project.environment | store.environment
+    fill(project, uri)
+    project.stage("large", "", inputs={"x": ["dataset"]}, manifest="stage", command=[sys.executable, "./tool.py"])
+    once = """
+import os, shutil
+from microstages import storage
+if not os.path.exists("removed"):
+    open("removed", "w").close()
+    storage.remove(flags["x"])
+"""
+    (project.folder / "large" / "tool.py").write_text(READER.replace("try:", f"{once}try:", 1))
+    done = project.run("up", environment={"MICROSTAGES_CACHE": str(tmp_path / "cold")})
+    said = done.out + done.err
+    assert done.code == 2 and "the result of small was removed or altered meanwhile: " in said, said
+    assert "made anew" in said and "credentials" not in said
+    assert project.up() == {"small": "done", "large": "done"}
+
+
 READER = """
 import json, sys
 from microstages.artifact import Draft, open_artifact
-from microstages.errors import DamagedError
+from microstages.errors import UserError
 flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 try:
     text = open_artifact(flags["x"], ["dataset"]).file("x").read_bytes()
-except DamagedError as error:
-    event = {"event": "error", "what": error.what, "where": error.where, "fix": error.fix, "damaged": error.artifact}
+except UserError as error:
+    event = {"event": "error", "what": error.what, "where": error.where, "fix": error.fix}
+    event["damaged"] = getattr(error, "artifact", "")
     sys.exit(print(json.dumps(event), flush=True) or 2)
 with Draft(flags["out"], "dataset") as draft:
     (draft.path / "x").write_bytes(text)

@@ -27,6 +27,7 @@ import socket
 import struct
 import sys
 import threading
+import urllib.parse
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -74,6 +75,8 @@ class Exchange:
     fate: str = "pass"
     answered: bool = True
     left: int | None = None
+    method: str = ""
+    path: str = ""
 
 
 @dataclass(eq=False)
@@ -85,6 +88,7 @@ class Proxy:
     port: int = 0
     seen: Counter[str] = field(default_factory=Counter)
     carried: int = 0  # bytes, in both directions
+    held: set[str] = field(default_factory=set)  # the paths that the server has said it keeps: put, and not deleted
 
     def __post_init__(self) -> None:
         self._fates = self.plan.fates()
@@ -167,6 +171,7 @@ class Proxy:
             if exchange.answered:
                 exchange.fate, exchange.answered, exchange.left = next(self._fates), False, None
                 self.seen[exchange.fate] += 1
+                exchange.method, exchange.path = asked(data)
             if exchange.fate == "drop":
                 reset(client)
                 return
@@ -174,12 +179,21 @@ class Proxy:
                 behind.write(data)
                 await behind.drain()
 
+    def _note(self, exchange: Exchange, answer: bytes) -> None:
+        """What the server says that it did."""
+        status = answer.partition(b" ")[2][:3]
+        if exchange.method == "PUT" and status in (b"200", b"201"):
+            self.held.add(exchange.path)
+        elif exchange.method == "DELETE" and status in (b"202", b"204"):
+            self.held.discard(exchange.path)
+
     async def _answer(self, answers: asyncio.StreamReader, client: asyncio.StreamWriter, exchange: Exchange) -> None:
         """From the server to the client."""
         while data := await answers.read(1 << 16):
             # "go on" is no answer: the client still has the body of its request to send
             if not exchange.answered and not data.startswith(b"HTTP/1.1 100"):
                 exchange.answered = True
+                self._note(exchange, data)
                 if exchange.fate == "lose":
                     reset(client)
                     return
@@ -197,6 +211,12 @@ class Proxy:
                 return
         if exchange.fate == "silence":  # the server hung up on one who says nothing
             await asyncio.Event().wait()
+
+
+def asked(beginning: bytes) -> tuple[str, str]:
+    """The method and the decoded path of a request, by its first bytes."""
+    method, _, rest = beginning.partition(b"\r\n")[0].decode("latin-1").partition(" ")
+    return method, urllib.parse.unquote(rest.partition(" ")[0].partition("?")[0])
 
 
 def half(beginning: bytes) -> int:

@@ -173,6 +173,14 @@ def test_a_proxy_without_a_plan_changes_nothing(spoiled):
     assert set(spoiled.proxy.seen) == {"pass"}
 
 
+def test_a_proxy_hears_what_the_server_keeps(spoiled):
+    fs, folder = files(spoiled.uri())
+    fs.pipe_file(f"{folder}/a file", BODY)
+    assert [p.rpartition("/")[2] for p in spoiled.proxy.held if p.endswith("file")] == ["a file"]
+    fs.rm_file(f"{folder}/a file")
+    assert not [p for p in spoiled.proxy.held if p.endswith("file")]
+
+
 def test_drivers_really_go_through_the_proxy(spoiled):
     fs, folder = files(spoiled.uri())
     fs.pipe_file(f"{folder}/file", BODY)
