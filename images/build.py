@@ -137,6 +137,7 @@ class Build:
         command = ["build", "--progress", "plain", "--file", str(file), "--tag", image]
         if name in STAGES:
             command += ["--tag", f"microstages/{name}:latest"]
+            command += ["--tag", f"microstages/{name}:{arguments['CODE'].removeprefix('sha256:')[:12]}-{self.flavor}"]
         command += ["--target", target] if target else []
         for key, value in arguments.items():
             command += ["--build-arg", f"{key}={value}"]

@@ -30,6 +30,7 @@ from runner.history import Claim
 from runner.pipeline import External, Stage
 from runner.plan import Facts, Step
 from runner.resources import Share
+from runner.staging import staged
 from runner.store import Store
 
 if TYPE_CHECKING:
@@ -148,10 +149,12 @@ def prepare(
     environment: Mapping[str, str], executor: Executor, share: Share, code: str,
 ) -> Active:  # fmt: skip
     """An attempt ready to be submitted. Raises UserError where its outputs have no place."""
+    interface = stage.interface
     inputs = input_uris(stage, steps)
+    if executor.elsewhere:
+        inputs = {n: staged(store, uri, interface.inputs[n].kinds, step.inputs[n]) for n, uri in inputs.items()}
     drafts: dict[str, Draft] = {}
     outputs = {}
-    interface = stage.interface
     try:
         for name, spec in interface.outputs.items():
             outputs[name] = store.output_uri(interface.name, step.fingerprint, claim.attempt, name)
@@ -181,6 +184,7 @@ def prepare(
         writes=tuple(dict.fromkeys(writes)), image=stage.found.image,
         remote=tuple(uri for uri in (*inputs.values(), *outputs.values(), state) if local_path(uri) is None),
         code_folders=(stage.found.folder.absolute(), *stage.found.code) if interface.image else (),
+        retry=stage.retry, timeout=stage.timeout,
     )  # fmt: skip
     deadline = time.monotonic() + stage.timeout if stage.timeout else None
     return Active(stage, step, attempt, claim.key, executor, inputs, drafts, share, deadline=deadline)

@@ -143,7 +143,7 @@ class Ending:
             self._stop(active)
         elif self._overtaken(active):
             self._leave(active, code)
-        elif retry.wanted(code, active.timed_out, tries):
+        elif retry.wanted(code, active.timed_out, tries) and (active.timed_out or not active.executor.retries):
             why = failure(active, code).what
             if active.timed_out:
                 why = _late(active)

@@ -92,7 +92,7 @@ class Launcher:
         events = log if stage.interface.manifest == "runner" else log.with_suffix(".events")
         executor = self._executor(self._where(stage))
         name = stage.interface.name
-        claim = Claim(key, new_attempt(), self.history.me, executor.name, "", str(log), str(events))
+        claim = Claim(key, new_attempt(), self.history.me, executor.name, executor.address, str(log), str(events))
         if holder := self.leases.take(name, step.fingerprint, stage.name, claim.attempt):
             self._wait_for(stage, holder)
             return False

@@ -20,8 +20,8 @@ from microstages.interface import Interface
 from runner import stages
 from runner.document import Node, Place, Problems, load, override
 from runner.retry import Retry
-from runner.spec import FAILED, InputValue, Ref, Resources, Spec, StageSpec, parse_spec
-from runner.targets import BUILT_IN, OPTIONS, Where, read_options
+from runner.spec import FAILED, TARGET_TYPES, InputValue, Ref, Resources, Spec, StageSpec, parse_spec
+from runner.targets import BUILT_IN, ELSEWHERE, Where, read_options
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,8 @@ class _Checker:
     def __init__(self, spec: Spec, problems: Problems, target: str | None, commands: bool) -> None:
         self.spec, self.problems, self.target, self.commands = spec, problems, target, commands
         self.base = spec.file.resolve().parent
-        self.options = {
-            t.name: read_options(t.type, t.name, t.nodes, problems) for t in spec.targets.values() if t.type in OPTIONS
-        }
+        known = [t for t in spec.targets.values() if t.type in TARGET_TYPES]
+        self.options = {t.name: read_options(t.type, t.name, t.nodes, problems) for t in known}
         self.found = {name: self.find(stage) for name, stage in spec.stages.items()}
 
     def checked(self) -> dict[str, Stage]:
@@ -189,23 +188,36 @@ class _Checker:
                 self.problems.add(spec.place, what, f"add it below `inputs:` of {spec.name}")
         params = self.resolve_params(spec, interface)
         words: tuple[str, ...] = ()
+        inside = where.kind in ("docker", *ELSEWHERE)
         if found.identity and where.kind == "process":
             what = f"the image {spec.uses.value!r} cannot run as a process"
             self.problems.add(spec.uses.place, what, "run with --target docker")
-        elif where.kind == "docker" and interface.manifest == "runner" and not found.image:
+        elif where.kind in ELSEWHERE and interface.manifest == "runner":
+            fix = "run it with `target: docker`, or let it write its own manifest (docs/contract.md)"
+            self.problems.add(spec.uses.place, f"{interface.name} is a plain command: {where.name} cannot run it", fix)
+        elif inside and interface.manifest == "runner" and not found.image:
             fix = 'add "image": "name:tag" to its interface.json, or run it with `target: process`'
             self.problems.add(spec.uses.place, f"{interface.name} is a plain command without an image", fix)
-        elif self.commands and (where.kind != "docker" or found.image):
+        elif self.commands and (not inside or found.image):
             try:
-                words = stages.command(
-                    found, inside=where.kind == "docker" or (where.kind == "auto" and bool(found.image))
-                )
+                words = stages.command(found, inside=inside or (where.kind == "auto" and bool(found.image)))
             except UserError as error:
                 self.problems.add(spec.uses.place, error.what, error.fix)
+        self.reachable(where, spec)
         return Stage(
             spec.name, spec.place, str(spec.uses.value), found, words, inputs, params, spec.resources, where,
             spec.retry, spec.timeout, spec.grace,
         )  # fmt: skip
+
+    def reachable(self, where: Where, spec: StageSpec) -> None:
+        """What runs elsewhere needs a store that is reached from there; it is told once."""
+        store = self.spec.store
+        if where.kind not in ELSEWHERE or where.options.get("volumes") or not isinstance(store.value, str):
+            return
+        if storage.local_path(store.value) is not None and not self.problems_at(store.place):
+            what = f"stage {spec.name} runs on {where.name}, and the store {store.value!r} is a folder of this machine"
+            fix = "write `store: abfs://container/folder` (or s3://…, gs://…), or give it with --set store=…"
+            self.problems.add(store.place if store.place.line else spec.place, what, fix)
 
     def reference(self, value: InputValue) -> str | None:
         """The kind that a reference leads to, None where that cannot be known. What is wrong is told."""
@@ -301,10 +313,6 @@ class _Checker:
             self.problems.add(node.place, what, f"targets: {', '.join(known)}")
             return Where()
         kind = self.spec.targets[name].type
-        if kind not in OPTIONS:
-            what = f"target {name!r} is of type {kind}, for which this version has no executor"
-            self.problems.add(node.place, what, "run with --target process, or remove `target:`")
-            return Where()
         return Where(kind, name, self.options[name])
 
 

@@ -20,7 +20,7 @@ from runner.retry import TIMEOUT, Retry
 KEYS = ("name", "params", "store", "target", "targets", "stages")
 STAGE_KEYS = ("uses", "inputs", "params", "resources", "target", "retries", "retry", "timeout", "grace")
 RETRY = ("attempts", "backoff", "max_backoff", "on")
-RESOURCES = ("gpus", "memory", "cpus", "shm")
+RESOURCES = ("gpus", "memory", "cpus", "shm", "nodes")
 TARGET_TYPES = ("process", "docker", "kubernetes", "azureml")
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 STORE = ".runner/store"
@@ -51,12 +51,14 @@ class InputValue:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage asks for: GPUs, processor cores, bytes of memory and of shared memory. None: no matter."""
+    """What a stage asks for on each of its nodes: GPUs, processor cores, bytes of memory and of shared memory. None: no
+    matter."""
 
     gpus: int = 0
     cpus: float | None = None
     memory: int | None = None
     shm: int | None = None
+    nodes: int = 1
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,8 @@ class _Parser:
         memory = self.quantity(values.get("memory"), "memory", read_bytes, "48GiB", above=True)
         shm = self.quantity(values.get("shm"), "shm", read_bytes, "8GiB")
         gpus = self.count(values.get("gpus"), "gpus", 0)
-        return Resources(gpus, cpus, None if memory is None else int(memory), None if shm is None else int(shm))
+        nodes = self.count(values.get("nodes"), "nodes", 1) or 1
+        return Resources(gpus, cpus, None if memory is None else int(memory), None if shm is None else int(shm), nodes)
 
     def retry(self, stage: str, values: Mapping[str, Node]) -> Retry:
         """`retries: N`, or `retry:` with all that can be said of it."""

@@ -1,23 +1,25 @@
 """Where stages run: what `target` names, and what may be said of it below `targets`.
 
-auto      in Docker where an engine answers and has the stage's image, as a process otherwise
-process   as a process of this machine
-docker    as a container of the local Docker engine
+auto        in Docker where an engine answers and has the stage's image, as a process otherwise
+process     as a process of this machine
+docker      as a container of the local Docker engine
+kubernetes  as a Job of a Kubernetes cluster
+azureml     as a command job of an Azure Machine Learning workspace
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from microstages.errors import nearest
 
 from runner.document import Node, Problems
+from runner.options import FLAVORS, Check, one_of, secrets, text
 
-BUILT_IN = ("auto", "process", "docker")
-OPTIONS = {"process": (), "docker": ("network", "flavor", "secrets")}
-FLAVORS = ("cpu", "cuda")
+BUILT_IN = ("auto", "process", "docker", "kubernetes", "azureml")
+ELSEWHERE = ("kubernetes", "azureml")  # they see nothing of this machine's files
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Where:
 
 def read_options(kind: str, name: str, nodes: Mapping[str, Node], problems: Problems) -> dict[str, Any]:
     """The checked options of a target; what is wrong goes to `problems`."""
-    known = OPTIONS[kind]
+    known = options(kind)
     out: dict[str, Any] = {}
     for key, node in nodes.items():
         if key == "type":
@@ -39,38 +41,24 @@ def read_options(kind: str, name: str, nodes: Mapping[str, Node], problems: Prob
         if key not in known:
             fix = f"known keys: {', '.join(('type', *known))}"
             problems.add(node.place, f"unknown key {key!r} in target {name}{nearest(key, known)}", fix)
-        elif wrong := _CHECKS[key](node.plain()):
+        elif wrong := known[key](node.plain()):
             problems.add(node.place, f"{key} of target {name} {wrong[0]}", wrong[1])
         else:
             out[key] = node.plain()
     return out
 
 
-def _network(value: Any) -> tuple[str, str] | None:
-    if isinstance(value, str) and value:
-        return None
-    return "must be text", "none, bridge, host, or the name of a network of the engine"
+def options(kind: str) -> Mapping[str, Check]:
+    """What may be said of a target of this kind, and how each is checked."""
+    if kind == "docker":
+        return {"network": text("none, bridge, host, or the name of a network of the engine"),
+                "flavor": one_of(FLAVORS, "see docs/images.md"), "secrets": secrets}  # fmt: skip
+    if kind == "kubernetes":
+        from runner.executors.kubernetes.options import OPTIONS
 
+        return OPTIONS
+    if kind == "azureml":
+        from runner.executors.azureml.options import OPTIONS
 
-def _flavor(value: Any) -> tuple[str, str] | None:
-    return None if value in FLAVORS else (f"must be {' or '.join(FLAVORS)}, not {value!r}", "see docs/images.md")
-
-
-def _secrets(value: Any) -> tuple[str, str] | None:
-    fix = "name variables of your environment, or give `{name: …, file: …}`; a value never stands here"
-    if not isinstance(value, list):
-        return "must be a list", fix
-    for entry in value:
-        name = entry.get("name") if isinstance(entry, dict) else entry
-        if isinstance(entry, dict) and (set(entry) != {"name", "file"} or not isinstance(entry["file"], str)):
-            return "holds a mapping that is not `{name: …, file: …}`", fix
-        if not isinstance(name, str) or not name.replace("_", "").isalnum():
-            return "holds what is no name of a variable", fix
-    return None
-
-
-_CHECKS: Mapping[str, Callable[[Any], tuple[str, str] | None]] = {
-    "network": _network,
-    "flavor": _flavor,
-    "secrets": _secrets,
-}
+        return OPTIONS
+    return {}

@@ -12,6 +12,11 @@ The protocol, for every executor:
   touched.
 
 No method raises for what an attempt does; a place that cannot be used is a UserError or TemporaryError.
+
+A place that is `elsewhere` (a cluster) sees nothing of this machine's files: all that an attempt reads and writes has
+an address that it reaches too. `address` says which place it is; where the pipeline says something else by then, `find`
+knows it by the token, which is the address until `submit` has returned another. A place that `retries` tries an attempt
+again by itself, as `Attempt.retry` wants it.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from typing import Protocol
 
 from microstages.errors import UserError
 
+from runner.retry import Retry
 from runner.spec import Resources
 
 LOST = -1000  # it ended, and nobody knows how
@@ -35,7 +41,8 @@ class Attempt:
     `command` starts the program on this machine, `arguments` follow it; `reads` are the addresses of its inputs,
     `writes` the local folders that it may write, `remote` all addresses elsewhere that it uses itself. `uses` and
     `code` name the stage and its code identity; `image` is the image that a pipeline or an interface names, and
-    `code_folders` what a plain command needs in it.
+    `code_folders` what a plain command needs in it. `retry` and `timeout` (seconds) are for a place that keeps to them
+    by itself, with or without a runner.
     """
 
     name: str
@@ -55,6 +62,8 @@ class Attempt:
     code: str = ""
     image: str = ""
     code_folders: tuple[Path, ...] = ()
+    retry: Retry = field(default_factory=lambda: Retry(attempts=1))
+    timeout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,11 @@ class Executor(Protocol):
     """A place where attempts run."""
 
     name: str
+    elsewhere: bool
+    retries: bool
+
+    @property
+    def address(self) -> str: ...
 
     def submit(self, attempt: Attempt) -> str: ...
 

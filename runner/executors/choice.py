@@ -19,6 +19,14 @@ def make(where: Where) -> Executor:
         from runner.executors.docker import DockerExecutor
 
         return DockerExecutor(where.options)
+    if where.kind == "kubernetes":
+        from runner.executors.kubernetes.executor import KubernetesExecutor
+
+        return KubernetesExecutor(where.options)
+    if where.kind == "azureml":
+        from runner.executors.azureml.executor import AzureMLExecutor
+
+        return AzureMLExecutor(where.options)
     from runner.executors.process import ProcessExecutor
 
     return ProcessExecutor()

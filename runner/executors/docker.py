@@ -68,6 +68,9 @@ class DockerExecutor:
     """Runs attempts as containers. `options`: network, secrets and flavor of a target of type docker."""
 
     name = "docker"
+    elsewhere = False
+    retries = False
+    address = ""
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = dict(options or {})

@@ -34,6 +34,9 @@ class ProcessExecutor:
     """Runs attempts as local processes."""
 
     name = "process"
+    elsewhere = False
+    retries = False
+    address = ""
 
     def __init__(self) -> None:
         self._running: dict[str, _Running] = {}

@@ -157,8 +157,12 @@ CASES = [
     ("uses: merge", "uses: ghcr.io/me/merge:1", "20:11", "no Docker engine answers"),
     ("uses: merge", "uses: \"${{ params.methd }}\"", "20:11", "there is no parameter 'methd'"),
     ("target: auto", "target: hear", "6:9", "there is no target 'hear' (did you mean 'here'?)"),
-    ("target: auto", "target: far", "6:9",
-     "target 'far' is of type kubernetes, for which this version has no executor"),
+    ("target: auto", "target: far", "5:8",
+     "stage data runs on far, and the store 'store' is a folder of this machine"),
+    ("namespace: ml", "namespce: ml", "9:37", "unknown key 'namespce' in target far (did you mean 'namespace'?)"),
+    ("namespace: ml", "user: 0", "9:33", "user of target far must be a whole number, 1 or more"),
+    ("namespace: ml", "secrets: [{name: a}]", "9:36", "holds what is not `{name: …, secret: …, key: …}`"),
+    ("type: kubernetes, namespace", "type: azureml, tier", "9:30", "tier of target far must be standard or spot"),
     ("{type: process}", "{type: proces}", "8:16",
      "target here has the unknown type 'proces' (did you mean 'process'?)"),
     ("{type: process}", "{}", "8:9", "target here has no type"),
@@ -320,7 +324,9 @@ def test_a_parameter_that_nothing_uses_is_a_warning_in_the_file_and_a_mistake_wh
 
 def test_a_target_on_the_command_line_is_checked():
     assert "--target: there is no target 'nowhere'" in str(problems(GOOD, target="nowhere"))
-    assert "--target: target 'far' is of type kubernetes" in str(problems(GOOD, target="far"))
+    assert "stage data runs on far, and the store 'store' is a folder of this machine" in str(
+        problems(GOOD, target="far")
+    )
 
 
 def test_yaml_1_2_values():

@@ -110,7 +110,28 @@ def _open_local(uri: str, folder: Path, kinds: tuple[str, ...]) -> Artifact:
     manifest = Manifest.from_json((folder / MANIFEST).read_bytes(), folder / MANIFEST)
     check_kind(uri, manifest.kind, kinds)
     verify(folder, manifest)
-    return Artifact(uri, folder, manifest.kind, manifest.digest, tuple(f.path for f in manifest.files), manifest)
+    return as_artifact(uri, folder, manifest)
+
+
+def as_artifact(uri: str, folder: Path, manifest: Manifest) -> Artifact:
+    """What a manifest describes, in a local folder. The copy of a thing from outside is as that thing is."""
+    names = tuple(f.path for f in manifest.files)
+    if not manifest.metadata.get("outside"):
+        return Artifact(uri, folder, manifest.kind, manifest.digest, names, manifest)
+    single = str(manifest.metadata.get("file", ""))
+    return Artifact(uri, folder / single if single else folder, manifest.kind, content_digest(manifest), names)
+
+
+def outside(single: str = "") -> dict[str, Any]:
+    """The metadata of the manifest of a copy of a thing from outside. `single`: it is one file, of that name."""
+    return {"outside": True, **({"file": single} if single else {})}
+
+
+def content_digest(manifest: Manifest) -> str:
+    """By what an artifact is identified: its digest; the copy of a single file from outside by the file's sha256."""
+    if manifest.metadata.get("outside") and manifest.metadata.get("file") and len(manifest.files) == 1:
+        return f"sha256:{manifest.files[0].sha256}"
+    return manifest.digest
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

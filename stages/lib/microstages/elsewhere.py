@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from microstages import cache, storage
-from microstages.artifact import Artifact, check_kind, outside_digest, outside_kind
+from microstages.artifact import Artifact, check_kind, content_digest, outside_digest, outside_kind
 from microstages.digest import TICK_NS, Memory, remember
 from microstages.errors import DamagedError, UserError
 from microstages.manifest import MANIFEST, REMEMBERED, Manifest
@@ -26,7 +26,7 @@ from microstages.storage import UNKNOWN, Entry
 
 def open_remote(uri: str, kinds: tuple[str, ...]) -> Artifact:
     """See `artifact.open_artifact`."""
-    from microstages.artifact import verify
+    from microstages.artifact import as_artifact, verify
 
     if uri.startswith("hf://"):
         from microstages.hub import open_repository
@@ -46,7 +46,7 @@ def open_remote(uri: str, kinds: tuple[str, ...]) -> Artifact:
             cache.drop("artifacts", key)
             if last:
                 raise
-    return Artifact(shown, folder, manifest.kind, manifest.digest, tuple(f.path for f in manifest.files), manifest)
+    return as_artifact(shown, folder, manifest)
 
 
 def identify_remote(uri: str, kinds: tuple[str, ...]) -> str:
@@ -57,7 +57,7 @@ def identify_remote(uri: str, kinds: tuple[str, ...]) -> str:
         return identify_repository(uri, kinds)
     manifest = _manifest(uri, kinds)
     if manifest is not None:
-        return manifest.digest
+        return content_digest(manifest)
     thing = _Thing.at(uri, kinds)
     return thing.digest or thing.fetched(kinds).digest
 

@@ -16,6 +16,7 @@ from microstages.errors import DamagedError, UserError
 MANIFEST = "artifact.json"
 REMEMBERED = ".verified.json"  # the local memory of hashes beside a manifest; no part of the artifact
 SCHEMA = 1
+FILES = "files"  # whatever lies somewhere; only copies of things from outside have a manifest of this kind
 KINDS = ("dataset", "adapter", "model", "onnx-model", "predictions", "checkpoint")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _CHECKSUM = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n}\n\Z')
@@ -80,7 +81,7 @@ class Manifest:
             parts = [value.get(k, {}) for k in ("metadata", "metrics", "provenance")]
         except (KeyError, TypeError) as error:
             raise broken(f"lacks {error}") from None
-        if kind not in KINDS:
+        if kind not in (*KINDS, FILES):
             raise broken(f"names the unknown kind {kind!r}")
         if not all(isinstance(p, dict) for p in parts):
             raise broken("has metadata, metrics or provenance that is not an object")
