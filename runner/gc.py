@@ -28,14 +28,15 @@ from microstages import storage
 from microstages.errors import UserError, from_os_error
 
 from runner import runs, tags
-from runner.inventory import COMMIT, STATE, Commit, Folder, Known, Part, stage_run_uri
+from runner.inventory import COMMIT, STATE, Commit, Folder, Known, Part, files_below, stage_run_uri
 from runner.lease import Holder, Leases
 from runner.runs import Run, StageRun
+from runner.staging import INPUTS
 from runner.store import Store
 
 STALE = 3600.0  # seconds after its last beat for which a lease whose holder cannot be asked still counts
 BATCH = 32  # stage runs between two looks at records and tags
-TRASH = ".trash"
+TRASH, INPUT = ".trash", "input"
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,24 @@ def decide(
             why = f"{run.pipeline}, {run.status}; a newer run needs the same, or newer ones are enough"
             decision.items.append(Item("run record", run.name, 0, age(written), why, f"runs/{run.name}"))
     decision.items += [i for i in _leftovers(store) if i.age is None or i.age >= older_than]
+    for item in _inputs(store, now):
+        if needs.busy:
+            decision.keep("in use by a run under way", item.size)
+        elif item.age is None or item.age >= older_than:
+            decision.items.append(item)
+        else:
+            decision.keep("young", item.size)
     return decision
+
+
+def _inputs(store: Store, now: float) -> Iterator[Item]:
+    """The copies of things from outside that stages elsewhere read; a run that needs one brings it again."""
+    found: dict[str, Part] = {}
+    for path, size, written in files_below(storage.join(store.uri, INPUTS)):
+        found.setdefault(path.partition("/")[0], Part()).add(size, written)
+    for name, part in sorted(found.items()):
+        age = None if part.written is None else max(0.0, now - part.written)
+        yield Item(INPUT, f"{INPUTS}/{name[:8]}", part.size, age, "it can be copied again", f"{INPUTS}/{name}")
 
 
 def _leftovers(store: Store) -> Iterator[Item]:
@@ -270,9 +288,9 @@ def remove(store: Store, items: Sequence[Item], needed: Needed, said: Callable[[
     try:
         for at in range(0, len(keys), BATCH):
             gone += _batch(store, {k: groups[k] for k in keys[at : at + BATCH]}, leases, needed, said)
-        still = needed.now().records if any(i.kind == "run record" for i in loose) else set()
+        needs = needed.now() if any(i.kind in ("run record", INPUT) for i in loose) else None
         for item in loose:
-            if item.name not in still:
+            if not needs or (item.name not in needs.records and not (item.kind == INPUT and needs.busy)):
                 with suppress(FileNotFoundError):  # another gc is at it as well
                     storage.remove(storage.join(store.uri, item.place))
                 gone.append(item)

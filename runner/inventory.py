@@ -141,7 +141,7 @@ def scan(store: Store) -> dict[StageRun, Folder]:
     """Everything below `artifacts`."""
     root = storage.join(store.uri, "artifacts")
     found: dict[StageRun, Folder] = {}
-    for path, size, written in _files(root):
+    for path, size, written in files_below(root):
         uses, _, rest = path.partition("/")
         fingerprint, _, rest = rest.partition("/")
         if FINGERPRINT.fullmatch(fingerprint):
@@ -173,7 +173,7 @@ def _put(folder: Folder, rest: str, size: int, written: float | None) -> None:
         folder.others.setdefault(rest, Part()).add(size, written)
 
 
-def _files(root: str) -> Iterator[tuple[str, int, float | None]]:
+def files_below(root: str) -> Iterator[tuple[str, int, float | None]]:
     """Path below a place, bytes, time of the last writing; of a local place its folders as well, with a slash."""
     top = storage.local_path(root)
     if top is None:

@@ -12,13 +12,12 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 
+from microstages.draft import ATTEMPT
 from microstages.errors import UserError, from_os_error
 
 from runner.executors import LOST, Attempt, Status
 from runner.executors.processes import alive, token
 from runner.executors.words import Reader
-
-NAME = "MICROSTAGES_ATTEMPT"  # the attempt's name, in its environment
 
 
 @dataclass
@@ -43,7 +42,7 @@ class ProcessExecutor:
 
     def submit(self, attempt: Attempt) -> str:
         """Start the process. Raises UserError where its program cannot be started."""
-        environment = {**os.environ, **attempt.environment, NAME: attempt.name}
+        environment = {**os.environ, **attempt.environment, ATTEMPT: attempt.name}
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
             log = os.open(attempt.log, flags, 0o644)
@@ -117,7 +116,7 @@ class ProcessExecutor:
 
 def _by_name(name: str) -> str:
     """The token of the process that an attempt was started as, where its runner died before it could note it."""
-    mark = f"{NAME}={name}".encode()
+    mark = f"{ATTEMPT}={name}".encode()
     for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ()):
         with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as f:
             if os.getpgid(int(pid)) == int(pid) and mark in f.read().split(b"\0"):
