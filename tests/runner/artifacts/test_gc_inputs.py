@@ -15,7 +15,8 @@ def test_they_go_where_no_run_is_under_way(far, eventually):
     storage.create(storage.join(far.uri, COPY), b"{}")
     assert far.ok("gc", "--yes")["kept"]["young"]["count"] >= 1 and COPY in far.files()
     far.project.stage("slow", "sleep 600")
-    (far.project.folder / "other.yaml").write_text(f"name: other\nstore: {far.uri}\nstages: {{slow: {{uses: ./slow}}}}\n")
+    text = f"name: other\nstore: {far.uri}\nstages: {{slow: {{uses: ./slow}}}}\n"
+    (far.project.folder / "other.yaml").write_text(text)
     up = far.project.start("up", "other.yaml")
     eventually(lambda: any(r["status"] == "running" for r in far.runs()))
     kept = far.ok("gc", *NOW)
