@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ pytest_plugins = ("stores.fixtures",)
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+Waiter = Callable[[Callable[[], Any]], Any]
 STAGES = ("prepare-data", "train-lora", "train-qlora", "merge", "build-onnx", "infer")
 
 
@@ -162,3 +164,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(EXAMPLES / "tiny-phi3" / name, folder / name)
     return folder
+
+
+@pytest.fixture
+def eventually() -> Waiter:
+    """Wait until something is true, and return it."""
+    def wait(condition: Callable[[], Any]) -> Any:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if found := condition():
+                return found
+            time.sleep(0.02)
+        raise AssertionError("it never came true")
+
+    return wait

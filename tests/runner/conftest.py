@@ -261,22 +261,6 @@ def saver(work: Project) -> Project:
     return work
 
 
-@pytest.fixture
-def eventually() -> Waiter:
-    """Wait until something is true, and return it."""
-    import time
-
-    def wait(condition: Callable[[], Any]) -> Any:
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            if found := condition():
-                return found
-            time.sleep(0.02)
-        raise AssertionError("it never came true")
-
-    return wait
-
-
 class Boxed(Project):
     """A project whose stages run in containers of a real engine."""
 

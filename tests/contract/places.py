@@ -1,0 +1,58 @@
+"""How each place of the contract is made. A context manager each: (request, folder) -> Place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.executors import Attempt
+
+IMAGE = "microstages/prepare-data:latest"  # its shell is all that is used
+
+
+def _base(folder: Path, **more: Any) -> Attempt:
+    return Attempt("", "work", (), folder, folder / "log", folder / "events", **more)
+
+
+@contextmanager
+def process(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:  # noqa: ARG001
+    from contract.conftest import Place
+
+    from runner.executors.process import ProcessExecutor
+
+    yield Place("process", folder, ProcessExecutor, _base(folder))
+
+
+@contextmanager
+def docker(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
+    from contract.conftest import Place
+
+    from runner.executors.docker import LABEL, DockerExecutor
+
+    engine = request.getfixturevalue("engine")
+    before = os.environ.get("DOCKER_HOST")
+    os.environ["DOCKER_HOST"] = engine.address
+    (folder / "code").mkdir()
+
+    def count(attempt: Attempt) -> int:
+        return len(engine.client.containers(all=True, filters={"label": f"{LABEL}={attempt.name}"}))
+
+    base = _base(folder, image=IMAGE, code_folders=(folder / "code",))
+    try:
+        yield Place("docker", folder, DockerExecutor, base, count)
+    finally:
+        if before is None:
+            del os.environ["DOCKER_HOST"]
+        else:
+            os.environ["DOCKER_HOST"] = before
+
+
+PLACES: dict[str, Callable[[pytest.FixtureRequest, Path], AbstractContextManager[Any]]] = {
+    "process": process,
+    "docker": docker,
+}
