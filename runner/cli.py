@@ -6,6 +6,7 @@ argparse, and imports inside the commands: `runner` starts in a blink, and `up` 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from runner.artifacts import gc, print_json, pull, push, tag, verify
 if TYPE_CHECKING:
     from runner.execute import Outcome
     from runner.pipeline import Pipeline
+    from runner.tracking import TrackedView
+    from runner.view import View
 
 
 def up(args: argparse.Namespace) -> int:
@@ -36,13 +39,18 @@ def up(args: argparse.Namespace) -> int:
 
     log = RunLog(work.store, work.pipeline, work.steps, work.choice.forced)
     view = make_view(list(work.pipeline.stages), args.quiet, sys.stderr if args.json else sys.stdout)
+    tracking = _tracked(view, work.pipeline)
     watch.current = Told(view.note)
     try:
         execution = Execution(
-            work.pipeline, work.store, work.history, facts=log.begin(work.facts), choice=work.choice, view=view,
-            jobs=args.jobs,
+            work.pipeline, work.store, work.history, facts=log.begin(work.facts), choice=work.choice,
+            view=tracking or view, jobs=args.jobs,
         )  # fmt: skip
+        if tracking:
+            tracking.number = execution.run_id
         outcome = execution.run()
+        if tracking:
+            tracking.finish(outcome.code)
         log.end(outcome)
     finally:
         log.close()
@@ -59,6 +67,14 @@ def up(args: argparse.Namespace) -> int:
     elif not args.quiet:
         say(f"\n{work.pipeline.name}: {outcome.status}; `runner up` again continues from here", sys.stdout)
     return outcome.code
+
+
+def _tracked(view: View, pipeline: Pipeline) -> TrackedView | None:
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    from runner.tracking import tracked
+
+    return tracked(view, pipeline)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -40,8 +40,9 @@ from runner.patience import Patience
 from runner.pipeline import Pipeline, Stage
 from runner.plan import Choice, Facts, Step, decide
 from runner.progress import Progress
-from runner.resources import Pool
+from runner.resources import Pool, Share, elsewhere
 from runner.store import Result, Store
+from runner.targets import ELSEWHERE
 from runner.view import View
 
 UNWATCHED = 0.05  # seconds between two looks at an executor that has nothing to wait on
@@ -243,7 +244,11 @@ class Execution:
     # --- starting ---
 
     def _try_launch(self, stage: Stage, step: Step, others: int) -> None:
-        share = self.pool.take(stage.resources, others, idle=not self.progress.active)
+        if self.launcher.where(stage).kind in ELSEWHERE:
+            share: Share | None = elsewhere(stage.resources)
+        else:
+            idle = not any(a.share and a.share.slots for a in self.progress.active.values())
+            share = self.pool.take(stage.resources, others, idle)
         if share is None:
             return
         self.progress.later.pop(stage.name, None)
@@ -344,9 +349,7 @@ class Execution:
             with suppress(ValueError):
                 event = json.loads(line)
                 if isinstance(event, dict) and isinstance(event.get("event"), str):
-                    if event["event"] == "error":
-                        active.error = event
-                    self.view.event(active.stage.name, event)
+                    self.progress.heard(active, event)
 
     def _tell_to_stop(self, active: Active, now: bool = False) -> None:
         """Once to stop, with the time that it may take; after a second signal, or `now`, at once."""

@@ -90,7 +90,7 @@ class Launcher:
         tries = self.progress.tries.get(stage.name, 0)
         log = self.logs / (f"{stage.name}.log" if not tries else f"{stage.name}.{tries + 1}.log")
         events = log if stage.interface.manifest == "runner" else log.with_suffix(".events")
-        executor = self._executor(self._where(stage))
+        executor = self._executor(self.where(stage))
         name = stage.interface.name
         claim = Claim(key, new_attempt(), self.history.me, executor.name, executor.address, str(log), str(events))
         if holder := self.leases.take(name, step.fingerprint, stage.name, claim.attempt):
@@ -160,7 +160,8 @@ class Launcher:
         if executor.find(attempt, claim.token):
             if stage.interface.manifest == "stage":
                 del self.progress.later[stage.name]
-                active.deadline = time.monotonic() + stage.timeout if stage.timeout else None
+                if stage.timeout and not executor.elsewhere:
+                    active.deadline = time.monotonic() + stage.timeout
                 self.progress.active[stage.name] = active
                 record = self.progress.record(stage, "running", step, claim.attempt, active)
                 self.progress.keep(self.history.write, record)
@@ -197,7 +198,7 @@ class Launcher:
             writes=writes, resources=stage.resources if stage else Resources(),
         )  # fmt: skip
 
-    def _where(self, stage: Stage) -> Where:
+    def where(self, stage: Stage) -> Where:
         """Where a stage runs. `auto` is settled when the first stage must run, for all of them."""
         if stage.where.kind != "auto":
             return stage.where
@@ -208,5 +209,5 @@ class Launcher:
     def _executor(self, where: Where) -> Executor:
         key = f"{where.name} {sorted(where.options.items())}"
         if key not in self.executors:
-            self.executors[key] = make(where)
+            self.executors[key] = make(where, self.pipeline.folder)
         return self.executors[key]

@@ -203,21 +203,33 @@ class _Checker:
                 words = stages.command(found, inside=inside or (where.kind == "auto" and bool(found.image)))
             except UserError as error:
                 self.problems.add(spec.uses.place, error.what, error.fix)
-        self.reachable(where, spec)
+        self.reachable(where, spec, inputs)
         return Stage(
             spec.name, spec.place, str(spec.uses.value), found, words, inputs, params, spec.resources, where,
             spec.retry, spec.timeout, spec.grace,
         )  # fmt: skip
 
-    def reachable(self, where: Where, spec: StageSpec) -> None:
-        """What runs elsewhere needs a store that is reached from there; it is told once."""
+    def reachable(self, where: Where, spec: StageSpec, inputs: Mapping[str, Ref | External]) -> None:
+        """What runs elsewhere needs a store that is reached from there; it is told once. Where that is a folder on a
+        volume, inputs from outside must lie on one too: into other stores they are copied."""
         store = self.spec.store
-        if where.kind not in ELSEWHERE or where.options.get("volumes") or not isinstance(store.value, str):
+        if where.kind not in ELSEWHERE or not isinstance(store.value, str):
             return
-        if storage.local_path(store.value) is not None and not self.problems_at(store.place):
+        folder = storage.local_path(full_uri(store.value, self.base))
+        if folder is None:
+            return
+        if not where.sees(folder):
             what = f"stage {spec.name} runs on {where.name}, and the store {store.value!r} is a folder of this machine"
             fix = "write `store: abfs://container/folder` (or s3://…, gs://…), or give it with --set store=…"
-            self.problems.add(store.place if store.place.line else spec.place, what, fix)
+            place = store.place if store.place.line else spec.place
+            if not self.problems_at(place):
+                self.problems.add(place, what, fix)
+            return
+        for name, value in inputs.items():
+            path = storage.local_path(value.uri) if isinstance(value, External) else None
+            if isinstance(value, External) and path is not None and not where.sees(path):
+                what = f"stage {spec.name} runs on {where.name}, and its input {name} is on no volume of it"
+                self.problems.add(value.place, what, "move it to a volume, or keep the artifacts in an object store")
 
     def reference(self, value: InputValue) -> str | None:
         """The kind that a reference leads to, None where that cannot be known. What is wrong is told."""

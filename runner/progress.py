@@ -43,6 +43,12 @@ class Progress:
                 self.view.note(f"warning: {error}".split("\n", maxsplit=1)[0])
             self.warned = True
 
+    def heard(self, active: Active, event: dict[str, Any]) -> None:
+        """An attempt said something."""
+        if event["event"] == "error":
+            active.error = event
+        self.view.event(active.stage.name, event)
+
     def reused(self, stage: Stage, step: Step, how: str = "reused") -> Record:
         """A stage ends with a result that is there already; its record is the caller's to write."""
         self.later.pop(stage.name, None)

@@ -6,6 +6,7 @@ the whole machine. Threads are told through OMP_NUM_THREADS: more threads than c
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -16,11 +17,18 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON
 
 @dataclass(frozen=True)
 class Share:
-    """What one stage may use. `slots` counts against `--jobs`."""
+    """What one stage may use. `slots` counts against `--jobs`. One that runs elsewhere takes nothing of this machine;
+    `threads` are its own."""
 
     slots: int
     memory: int
     gpus: tuple[int, ...] | None
+    threads: int = 0
+
+
+def elsewhere(wanted: Resources) -> Share:
+    """The share of a stage that runs on another machine."""
+    return Share(0, 0, None, threads=math.ceil(wanted.cpus or 0))
 
 
 class Pool:
@@ -64,6 +72,8 @@ class Pool:
 
     def environment(self, share: Share) -> dict[str, str]:
         """The variables that keep a stage within its share."""
+        if not share.slots:
+            return {name: str(share.threads) for name in _THREADS} if share.threads else {}
         threads = max(1, self.cores * share.slots // self.slots)
         out = {}
         for name in _THREADS:

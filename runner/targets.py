@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from microstages.errors import nearest
@@ -29,6 +30,11 @@ class Where:
     kind: str = "process"
     name: str = "process"
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+    def sees(self, path: Path) -> bool:
+        """Whether a path of this machine is the same there: below a volume that both have."""
+        return any(path.is_relative_to(str(v["path"])) for v in self.options.get("volumes") or ())
 
 
 def read_options(kind: str, name: str, nodes: Mapping[str, Node], problems: Problems) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-pytest_plugins = ("stores.fixtures",)
+pytest_plugins = ("stores.fixtures", "tracking.server")
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

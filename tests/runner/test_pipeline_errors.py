@@ -159,6 +159,7 @@ CASES = [
     ("target: auto", "target: hear", "6:9", "there is no target 'hear' (did you mean 'here'?)"),
     ("target: auto", "target: far", "5:8",
      "stage data runs on far, and the store 'store' is a folder of this machine"),
+    ("target: auto", "target: {type: kubernetes}", "6:9", "target must be text"),
     ("namespace: ml", "namespce: ml", "9:37", "unknown key 'namespce' in target far (did you mean 'namespace'?)"),
     ("namespace: ml", "user: 0", "9:33", "user of target far must be a whole number, 1 or more"),
     ("namespace: ml", "secrets: [{name: a}]", "9:36", "holds what is not `{name: …, secret: …, key: …}`"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runner.resources import Pool
+from runner.resources import Pool, elsewhere
 from runner.spec import Resources
 
 
@@ -89,3 +89,12 @@ def test_a_stage_keeps_to_fewer_threads_if_it_was_told_so(pool, monkeypatch):
     p = pool()
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads(p, p.take(Resources(), 1, idle=True)) == 3
+
+
+def test_what_runs_elsewhere_takes_nothing_of_this_machine(pool):
+    p = pool()
+    share = elsewhere(Resources(gpus=8, cpus=2.5, memory=10**15))
+    assert threads(p, share) == 3
+    assert p.environment(elsewhere(Resources())) == {}
+    p.give(share)
+    assert threads(p, p.take(Resources(), 1, idle=True)) == 8

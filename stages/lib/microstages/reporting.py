@@ -14,9 +14,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from microstages.watch import Watch
+
+if TYPE_CHECKING:
+    from microstages.mlflow import Run
 
 EVERY = 0.2  # seconds between two progress events
 PLAIN_EVERY = 5.0  # seconds between two plain lines
@@ -29,6 +32,7 @@ class Reporter:
         self.stage, self._events, self._words = stage, events, words
         self._line = ""  # the redrawn line that stands on the terminal now
         self.terminal = words.isatty()
+        self.tracking: Run | None = None  # where measured values go as well
 
     def event(self, kind: str, **values: Any) -> None:
         """One JSON line on stdout."""
@@ -61,6 +65,9 @@ class Reporter:
     def metric(self, **values: Any) -> None:
         """Measured values, such as `loss=1.2, step=10`."""
         self.event("metric", **values)
+        if self.tracking:
+            step = values.get("step")
+            self.tracking.metrics({k: v for k, v in values.items() if k != "step"}, step)
 
     @contextmanager
     def progress(self, label: str, total: float | None = None, unit: str = "", start: float = 0) -> Iterator[Progress]:
