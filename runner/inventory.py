@@ -9,11 +9,13 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from microstages import storage
+from microstages.errors import DamagedError
 from microstages.manifest import MANIFEST, Manifest
 
 from runner.facts import gather
@@ -48,12 +50,17 @@ class Commit:
         except (ValueError, TypeError, KeyError, AttributeError):
             return Commit("", {}, None, f"{COMMIT} cannot be read")
 
-    def as_result(self, store: Store, uses: str, fingerprint: str) -> Result:
-        """The result as it was committed. Its manifests name no files: nothing was read but the commit."""
+    def as_result(self, store: Store, uses: str, fingerprint: str, measured: bool = False) -> Result:
+        """The result as it was committed. Its manifests name no files: nothing was read but the commit, and with
+        `measured` the manifests that are there."""
         outputs = {}
         for name, said in self.outputs.items():
+            uri = store.output_uri(uses, fingerprint, self.attempt, name)
             manifest = Manifest(str(said.get("kind")), said["digest"], ())
-            outputs[name] = Output(store.output_uri(uses, fingerprint, self.attempt, name), manifest)
+            with suppress(DamagedError):
+                if measured and (data := storage.read(storage.join(uri, MANIFEST))) is not None:
+                    manifest = Manifest.from_json(data, storage.public(uri))
+            outputs[name] = Output(uri, manifest)
         return Result(fingerprint, self.attempt, outputs)
 
 
@@ -87,11 +94,16 @@ def look(file: Path, settings: list[str]) -> Known:
     store = Store(pipeline.store)
     history = History(store.state_folder(pipeline.folder), create=False)
 
+    # of these a `select` wants to know what was measured
+    looked_at = {pipeline.stages[up].interface.name for s in pipeline.stages.values() if s.select for up in s.upstream}
+
     def look_up(uses: str, fingerprint: str) -> Result | Damaged | None:
         commit = committed(store, uses, fingerprint)
         if commit is None:
             return None
-        return commit.as_result(store, uses, fingerprint) if commit.outputs else Damaged("", commit.damaged)
+        if not commit.outputs:
+            return Damaged("", commit.damaged)
+        return commit.as_result(store, uses, fingerprint, measured=uses in looked_at)
 
     try:
         facts = replace(gather(pipeline, store, history), look_up=look_up)

@@ -17,9 +17,11 @@ from microstages import storage
 from microstages.errors import UserError, nearest
 from microstages.interface import Interface
 
-from runner import stages
+from runner import select, stages
 from runner.document import Node, Place, Problems, load, override
+from runner.matrix import Variant, expand
 from runner.retry import Retry
+from runner.select import Select
 from runner.spec import FAILED, TARGET_TYPES, InputValue, Ref, Resources, Spec, StageSpec, parse_spec
 from runner.targets import BUILT_IN, ELSEWHERE, Where, read_options
 
@@ -48,6 +50,8 @@ class Stage:
     retry: Retry
     timeout: float | None
     grace: float
+    variant: Variant | None = None  # what a matrix made it
+    select: Select | None = None  # it takes the best of some variants, and is never run
 
     @property
     def interface(self) -> Interface:
@@ -81,9 +85,15 @@ class Pipeline:
                 keep |= set(stage.upstream)
         return replace(self, stages={k: v for k, v in self.stages.items() if k in keep})
 
+    def named(self, name: str) -> set[str]:
+        """The stage of this name, or all variants of one that has a matrix; empty where there is none."""
+        if name in self.stages:
+            return {name}
+        return {s.name for s in self.stages.values() if s.variant and s.variant.base == name}
+
     def downstream(self, name: str) -> set[str]:
-        """A stage and everything that takes from it, directly or not."""
-        found = {name}
+        """A stage, or its variants, and everything that takes from it, directly or not."""
+        found = self.named(name)
         for stage in self.stages.values():
             if found & set(stage.upstream):
                 found.add(stage.name)
@@ -98,8 +108,9 @@ def read(file: Path, settings: Sequence[str] = (), target: str | None = None, co
     """
     problems = Problems()
     root = override(load(file), settings)
+    root, variants = expand(root, problems)
     spec = parse_spec(root, file, problems)
-    checked = _Checker(spec, problems, target, commands).checked()
+    checked = _Checker(spec, problems, target, commands, variants).checked()
     warnings = []
     for name, place in spec.unused:
         if place.line:
@@ -118,12 +129,16 @@ def full_uri(uri: str, base: Path) -> str:
 
 
 class _Checker:
-    def __init__(self, spec: Spec, problems: Problems, target: str | None, commands: bool) -> None:
+    def __init__(
+        self, spec: Spec, problems: Problems, target: str | None, commands: bool, variants: Mapping[str, Variant]
+    ) -> None:
         self.spec, self.problems, self.target, self.commands = spec, problems, target, commands
+        self.variants = variants
         self.base = spec.file.resolve().parent
         known = [t for t in spec.targets.values() if t.type in TARGET_TYPES]
         self.options = {t.name: read_options(t.type, t.name, t.nodes, problems) for t in known}
         self.found = {name: self.find(stage) for name, stage in spec.stages.items()}
+        self.selects = {name: self.choose(name, s.select) for name, s in spec.stages.items() if s.select is not None}
 
     def checked(self) -> dict[str, Stage]:
         order = self.order()
@@ -140,6 +155,19 @@ class _Checker:
             self.problems.add(stage.uses.place, what, error.fix)
             return None
 
+    def choose(self, name: str, node: Node) -> Select | None:
+        """A stage that selects: it is found as what it takes is."""
+        found = select.read(name, node, self.spec.stages, self.variants, self.problems)
+        if found and found.candidates:
+            self.found[name] = self.found.get(found.candidates[0].taken)
+        return found
+
+    def takes_from(self, name: str) -> list[str]:
+        """The stages whose outputs a stage takes, or looks at."""
+        if chosen := self.selects.get(name):
+            return list(dict.fromkeys(s for c in chosen.candidates for s in (c.measured, c.taken)))
+        return [v.value.stage for v in self.spec.stages[name].inputs.values() if isinstance(v.value, Ref)]
+
     def order(self) -> list[str]:
         """The stages, each after those it takes from, otherwise as in the file. A cycle is a problem."""
         order: list[str] = []
@@ -155,9 +183,8 @@ class _Checker:
                 self.problems.add(stage.place, what, "a stage can only take from stages before it")
                 return
             state[name] = 1
-            for value in self.spec.stages[name].inputs.values():
-                if isinstance(value.value, Ref):
-                    visit(value.value.stage, (*path, name))
+            for up in self.takes_from(name):
+                visit(up, (*path, name))
             state[name] = 2
             order.append(name)
 
@@ -168,6 +195,15 @@ class _Checker:
     def stage(self, spec: StageSpec) -> Stage | None:
         where = self.resolve_target(spec)
         found = self.found[spec.name]
+        if spec.select is not None:
+            chosen = self.selects[spec.name]
+            if chosen is None or found is None:
+                return None
+            looked_at = {s: f.interface.outputs for s in self.takes_from(spec.name) if (f := self.found.get(s))}
+            return Stage(
+                spec.name, spec.place, "select", found, (), select.inputs(chosen, looked_at), {}, spec.resources, where,
+                spec.retry, None, spec.grace, select=chosen,
+            )  # fmt: skip
         if found is None:
             for value in spec.inputs.values():
                 self.reference(value)
@@ -206,7 +242,7 @@ class _Checker:
         self.reachable(where, spec, inputs)
         return Stage(
             spec.name, spec.place, str(spec.uses.value), found, words, inputs, params, spec.resources, where,
-            spec.retry, spec.timeout, spec.grace,
+            spec.retry, spec.timeout, spec.grace, self.variants.get(spec.name),
         )  # fmt: skip
 
     def reachable(self, where: Where, spec: StageSpec, inputs: Mapping[str, Ref | External]) -> None:

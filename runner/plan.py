@@ -15,6 +15,7 @@ from microstages.identity import fingerprint
 
 from runner.history import Record
 from runner.pipeline import Pipeline, Stage
+from runner.select import Select, pick
 from runner.spec import Ref
 from runner.store import Damaged, Result
 
@@ -61,7 +62,7 @@ def choose(pipeline: Pipeline, only: str | None = None, first: str | None = None
     """Everything, one stage alone (`only`), or one stage and what follows it (`first`)."""
     chosen: Set[str] = set(pipeline.stages)
     if only:
-        chosen = {only}
+        chosen = pipeline.named(only)
     elif first:
         chosen = pipeline.downstream(first)
     return Choice(chosen, chosen if force else frozenset())
@@ -90,6 +91,8 @@ def decide(stage: Stage, facts: Facts, choice: Choice, steps: Mapping[str, Step]
         waits = f"after {_and(unmade)}"
         return Step(stage.name, "wait", f"{waits}; {changed}" if changed else f"{waits}, unless its result is the same")
     digests = input_digests(stage, facts, steps)
+    if stage.select is not None:
+        return _selected(stage, stage.select, steps, digests)
     name = stage_fingerprint(stage, facts, digests)
     found = facts.look_up(stage.interface.name, name)
     if isinstance(found, Result) and stage.name not in choice.forced:
@@ -106,6 +109,18 @@ def decide(stage: Stage, facts: Facts, choice: Choice, steps: Mapping[str, Step]
     else:
         reason, replace = _changes(stage, facts, last, digests) or "changed", None
     return Step(stage.name, "run" if chosen else "skip", reason, name, digests, None, replace)
+
+
+def _selected(stage: Stage, select: Select, steps: Mapping[str, Step], digests: Mapping[str, str]) -> Step:
+    """The best of some variants, all of them made: its result is theirs. Raises UserError where none is good enough."""
+    results = {name: r for name in stage.upstream if (r := steps[name].result) is not None}
+    if not all(o.manifest.files for r in results.values() for o in r.outputs.values()):
+        return Step(stage.name, "wait", "what was measured is not looked at here")
+    best = pick(select, results)
+    result = results[best.candidate.taken]
+    shown_values = ", ".join(f"{name} {value:.4g}" for name, value in best.metrics.items())
+    reason = f"{best.candidate.taken}: {shown_values}"
+    return Step(stage.name, "reuse", reason, result.fingerprint, digests, result)
 
 
 def input_digests(stage: Stage, facts: Facts, steps: Mapping[str, Step]) -> dict[str, str]:

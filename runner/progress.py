@@ -54,7 +54,7 @@ class Progress:
         self.later.pop(stage.name, None)
         self.steps[stage.name] = step
         self.states[stage.name] = "reused"
-        self.view.ended(stage.name, how, "")
+        self.view.ended(stage.name, f"takes {step.reason}" if stage.select else how, "")
         return self.record(stage, "reused", step, finished=time.time())
 
     def done(self, active: Active, result: Result) -> None:

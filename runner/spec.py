@@ -18,7 +18,7 @@ from runner.document import Node, Place, Problems
 from runner.retry import TIMEOUT, Retry
 
 KEYS = ("name", "params", "store", "target", "targets", "stages")
-STAGE_KEYS = ("uses", "inputs", "params", "resources", "target", "retries", "retry", "timeout", "grace")
+STAGE_KEYS = ("uses", "inputs", "params", "resources", "target", "retries", "retry", "timeout", "grace", "select")
 RETRY = ("attempts", "backoff", "max_backoff", "on")
 RESOURCES = ("gpus", "memory", "cpus", "shm", "nodes")
 TARGET_TYPES = ("process", "docker", "kubernetes", "azureml")
@@ -76,6 +76,7 @@ class StageSpec:
     retry: Retry
     timeout: float | None
     grace: float
+    select: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,11 @@ class _Parser:
             self.problems.add(place, f"{name!r} cannot be a stage's name", fix)
         values = self.mapping(node, STAGE_KEYS, f"stage {name}")
         uses = Node("", place)
-        if "uses" in values:
+        if select := values.get("select"):
+            for key in sorted(set(values) - {"select"}):
+                what = f"stage {name} selects: it has no {key}"
+                self.problems.add(node.keys.get(key, place), what, "it takes one of the variants as it is")
+        elif "uses" in values:
             uses = self.filled(values["uses"])
             self.text(uses, f"uses of stage {name}")
         elif isinstance(node.value, (dict, type(None))):
@@ -216,7 +221,7 @@ class _Parser:
             self.resources(name, values.get("resources")), target,
             self.retry(name, values),
             self.quantity(values.get("timeout"), "timeout", read_seconds, "30min", above=True),
-            self.quantity(values.get("grace"), "grace", read_seconds, "30s", default=GRACE) or 0.0,
+            self.quantity(values.get("grace"), "grace", read_seconds, "30s", default=GRACE) or 0.0, select,
         )  # fmt: skip
 
     def input(self, stage: str, name: str, node: Node, key: Place) -> InputValue:
@@ -244,7 +249,7 @@ class _Parser:
         memory = self.quantity(values.get("memory"), "memory", read_bytes, "48GiB", above=True)
         shm = self.quantity(values.get("shm"), "shm", read_bytes, "8GiB")
         gpus = self.count(values.get("gpus"), "gpus", 0)
-        nodes = self.count(values.get("nodes"), "nodes", 1) or 1
+        nodes = self.count(values.get("nodes"), "nodes", 1, least=1)
         return Resources(gpus, cpus, None if memory is None else int(memory), None if shm is None else int(shm), nodes)
 
     def retry(self, stage: str, values: Mapping[str, Node]) -> Retry:

@@ -29,7 +29,7 @@ class Work:
         for text in pipeline.warnings:
             say(text, sys.stderr)
         for name in (only, first):
-            if name and name not in pipeline.stages:
+            if name and not pipeline.named(name):
                 what = f"there is no stage {name!r}{nearest(name, pipeline.stages)}"
                 raise UserError(what, where=args.pipeline, fix=f"stages: {', '.join(pipeline.stages)}")
         self.choice = choose(pipeline, only, first, args.force)

@@ -7,6 +7,8 @@ import pytest
 
 import runner
 from runner.document import Problems, parse
+from runner.matrix import expand
+from runner.select import read
 from runner.spec import parse_spec
 
 jsonschema = pytest.importorskip("jsonschema", reason="SCHEMA NOT TESTED: install jsonschema")
@@ -25,8 +27,29 @@ ACCEPTED = [
     "stages: {a: {uses: x, retry: {attempts: 4, backoff: 2s, max_backoff: 1min, on: [75, 143, 137, timeout]}}}",
     "params: {n: 1}\nstages: {a: {uses: x, retry: {attempts: '${{ params.n }}', on: ['${{ params.n }}']}}}",
     "stages: {a: {uses: x, retry: {on: []}}, b: {uses: x, retry: {attempts: , on: }}, c: {uses: x, retry: }}",
+    "stages: {a: {uses: x, resources: {nodes: 2}}}",
+    "stages: {a: {uses: x, matrix: {p: [1, x, true, null]}}}",
+    "stages: {a: {uses: x, matrix: {p: [1, 2], q: [a], exclude: [{p: 1}]}}, b: {uses: y, inputs: {m: '${{ stages.a.o }}'}}}",
+    "stages: {a: {uses: x, matrix: {p: [1, 2]}}, b: {select: {from: a, maximize: m}}}",
+    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: {from: a, take: a, minimize: m, where: {s: {min: 1, max: 2.5}}}}}",
 ]
 REJECTED = [
+    "stages: {a: {uses: x, resources: {nodes: 0}}}",
+    "stages: {a: {uses: x, matrix: }}",
+    "stages: {a: {uses: x, matrix: {}}}",
+    "stages: {a: {uses: x, matrix: {p: 1}}}",
+    "stages: {a: {uses: x, matrix: {p: []}}}",
+    "stages: {a: {uses: x, matrix: {p: [[1]]}}}",
+    "stages: {a: {uses: x, matrix: {p: [1, 2], exclude: [p]}}}",
+    "stages: {a: {uses: x, matrix: {p: [1, 2], exclude: [{}]}}}",
+    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: {from: a}}}",
+    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: {maximize: m}}}",
+    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: {from: a, maximize: m, minimize: m}}}",
+    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: {from: a, maximize: m}, uses: x}}",
+    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: {from: a, maximize: m, were: {}}}}",
+    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: {from: a, maximize: m, where: {s: {max: big}}}}}",
+    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: {from: a, maximize: m, where: {s: {}}}}}",
+    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: a}}",
     "name: x",
     "stages: {}",
     "stages: [a]",
@@ -81,7 +104,11 @@ REJECTED = [
 
 def parser_accepts(text: str) -> bool:
     problems = Problems()
-    parse_spec(parse(text, "pipeline.yaml"), Path("pipeline.yaml"), problems)
+    root, variants = expand(parse(text, "pipeline.yaml"), problems)
+    spec = parse_spec(root, Path("pipeline.yaml"), problems)
+    for name, stage in spec.stages.items():
+        if stage.select:
+            read(name, stage.select, spec.stages, variants, problems)
     return not problems.found
 
 
