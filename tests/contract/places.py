@@ -52,7 +52,50 @@ def docker(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
             os.environ["DOCKER_HOST"] = before
 
 
+@contextmanager
+def kubernetes(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
+    from contract.conftest import Place
+
+    from runner.executors.kubernetes.executor import KubernetesExecutor
+    from runner.executors.kubernetes.manifests import selector
+
+    namespace = request.getfixturevalue("namespace")
+    options = {"namespace": namespace.namespace}
+
+    def count(attempt: Attempt) -> int:
+        return len(namespace.listed("jobs", selector(attempt.name))["items"])
+
+    base = _base(folder, image=IMAGE)
+    yield Place("kubernetes", folder, lambda: KubernetesExecutor(options), base, count)
+
+
+@contextmanager
+def azureml(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
+    """A stand-in of Azure ML on this machine, whose jobs are processes."""
+    from azureml.conftest import use
+    from azureml.server import Azure
+    from contract.conftest import Place
+
+    from runner.executors.azureml.body import job_name
+    from runner.executors.azureml.executor import AzureMLExecutor
+
+    patch = pytest.MonkeyPatch()
+    specs = request.getfixturevalue("shared") / "specs"
+    if not specs.is_dir():
+        pytest.skip(f"AZURE ML NOT TESTED: Microsoft's swagger is not in {specs}")
+    with Azure(specs) as azure, patch.context() as patched:
+        use(azure, patched)
+
+        def count(attempt: Attempt) -> int:
+            return int(job_name(attempt.name) in azure.jobs)
+
+        base = _base(folder, uses="work")
+        yield Place("azureml", folder, lambda: AzureMLExecutor(azure.options, folder), base, count)
+
+
 PLACES: dict[str, Callable[[pytest.FixtureRequest, Path], AbstractContextManager[Any]]] = {
     "process": process,
     "docker": docker,
+    "kubernetes": kubernetes,
+    "azureml": azureml,
 }

@@ -29,9 +29,9 @@ ACCEPTED = [
     "stages: {a: {uses: x, retry: {on: []}}, b: {uses: x, retry: {attempts: , on: }}, c: {uses: x, retry: }}",
     "stages: {a: {uses: x, resources: {nodes: 2}}}",
     "stages: {a: {uses: x, matrix: {p: [1, x, true, null]}}}",
-    "stages: {a: {uses: x, matrix: {p: [1, 2], q: [a], exclude: [{p: 1}]}}, b: {uses: y, inputs: {m: '${{ stages.a.o }}'}}}",
+    "stages: {a: {uses: x, matrix: {p: [1, 2], q: [a], exclude: [{p: 1}]}}}",
     "stages: {a: {uses: x, matrix: {p: [1, 2]}}, b: {select: {from: a, maximize: m}}}",
-    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: {from: a, take: a, minimize: m, where: {s: {min: 1, max: 2.5}}}}}",
+    "stages: {a: {uses: x, matrix: {p: [1]}}, b: {select: {from: a, minimize: m, where: {s: {min: 1, max: 2.5}}}}}",
 ]
 REJECTED = [
     "stages: {a: {uses: x, resources: {nodes: 0}}}",

