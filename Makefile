@@ -44,6 +44,7 @@ test: install stores
 # $KUBECONFIG's cluster; without one a cluster of this machine's own, where it was built.
 test-kubernetes: install stores
 	MICROSTAGES_REQUIRE_KUBERNETES=1 $(BIN)/python -m pytest tests/k8s $(PYTEST)
+	MICROSTAGES_REQUIRE_KUBERNETES=1 $(BIN)/python -m pytest tests/contract -k kubernetes $(PYTEST)
 
 chaos: install stores
 	$(BIN)/python tests/chaos/run.py --rounds 100 --json benchmarks/results/chaos.json

@@ -19,7 +19,7 @@ from microstages.manifest import Manifest
 from microstages.storage import public
 
 from runner.attempts import Active, drop_state, failure, full_disk, written
-from runner.executors import LOST
+from runner.executors import LOST, LateError
 from runner.lease import Leases
 from runner.patience import Patience
 from runner.progress import Progress
@@ -39,6 +39,7 @@ class Ending:
         """Settle an attempt; `stopping`: how many signals came. False where the store does not answer: the attempt is
         to be settled again at its `commit_at`."""
         name = active.stage.name
+        active.timed_out = active.timed_out or isinstance(active.why, LateError)
         if active.left:  # it may still run, and its claim says where: the next run takes it up
             self.progress.fail(active.stage, failure(active, code), active, code)
         elif not self._settle(active, code, stopping):
@@ -242,4 +243,4 @@ def _tried_there(active: Active) -> bool:
 
 
 def _late(active: Active) -> str:
-    return f"it took longer than its timeout of {active.stage.timeout:g} s"
+    return f"it took longer than its timeout of {active.stage.timeout or 0:g} s"

@@ -67,6 +67,14 @@ class Attempt:
     grace: float = 30.0
 
 
+class LateError(UserError):
+    """It took longer than its timeout, says the place that kept it."""
+
+    def __init__(self, seconds: float) -> None:
+        what = f"it took longer than its timeout of {seconds:g} s"
+        super().__init__(what, fix="give it a longer `timeout`, or less to do")
+
+
 @dataclass(frozen=True)
 class Status:
     """How an attempt stands. `code`: its exit code once it has ended (negative: the signal that ended it; LOST).

@@ -164,3 +164,22 @@ def test_outputs_that_are_in_the_store_already_are_not_sent_again(project, spoil
     out, err = up.communicate(timeout=60)
     assert up.returncode == 0, err
     assert states(out)["a"] == "done"
+
+
+def test_a_place_that_keeps_the_timeout_itself_is_tried_again_where_the_stage_says_so(project, monkeypatch):
+    """A cluster ends what takes too long and says so; that is a timeout as any other."""
+    from runner.executors import LateError, Status
+    from runner.executors.process import ProcessExecutor
+
+    monkeypatch.setattr(ProcessExecutor, "poll", lambda *_: Status(False, 2, LateError(60.0)))
+    project.stage("work", "sleep 1")
+    project.pipeline("""\
+        stages:
+          a: {uses: ./work, timeout: 1min, retry: {attempts: 2, backoff: 0s, on: [timeout]}, target: process}
+        """)
+    monkeypatch.chdir(project.folder)
+    from runner.cli import call
+
+    assert call(["up", "--json"]) == 2
+    logs = sorted(p.name for p in (project.folder / ".runner/logs/1").iterdir())
+    assert logs == ["a.2.log", "a.log"]

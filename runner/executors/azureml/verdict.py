@@ -15,7 +15,7 @@ from typing import Any
 
 from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EXIT_TEMPORARY, EXIT_USER, TemporaryError, UserError
 
-from runner.executors import Attempt
+from runner.executors import Attempt, LateError
 
 ENDED = ("Completed", "Failed", "Canceled")
 BEGUN = ("Running", "Finalizing", "CancelRequested", "NotResponding", *ENDED)  # its program may have said something
@@ -73,8 +73,7 @@ def verdict(end: End, attempt: Attempt) -> tuple[int, UserError | None]:
         return EXIT_OK, None
     if end.state == "Canceled":
         if not end.asked and attempt.timeout and end.seconds >= attempt.timeout:
-            what = f"it took longer than its timeout of {attempt.timeout:g} s"
-            return EXIT_USER, UserError(what, fix="give it a longer `timeout`, or less to do")
+            return EXIT_USER, LateError(attempt.timeout)
         return EXIT_STOPPED, None if end.asked else UserError("its job was cancelled in Azure ML", fix=see)
     message = message_of(end.error)
     ran = end.ran or bool(re.search(r"user (process|program)", message, re.IGNORECASE))

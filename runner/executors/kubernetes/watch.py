@@ -13,7 +13,7 @@ from typing import Any
 
 from microstages.errors import EXIT_OK, EXIT_USER, TemporaryError, UserError
 
-from runner.executors import LOST, Attempt
+from runner.executors import LOST, Attempt, LateError
 from runner.executors.kubernetes import pods
 from runner.executors.kubernetes.api import Cluster, MissingError, Object, happenings, interrupt
 from runner.executors.kubernetes.pods import End
@@ -183,8 +183,7 @@ class Watch:
     def _failed(self, condition: Object) -> End:
         reason = condition.get("reason", "")
         if reason == "DeadlineExceeded":
-            what = f"it took longer than its timeout of {self.attempt.timeout or 0:g} s"
-            return End(EXIT_USER, UserError(what, fix="give it a longer `timeout`, or less to do"))
+            return End(EXIT_USER, LateError(self.attempt.timeout or 0))
         return self._last or (self._fails[-1] if self._fails else End(LOST))
 
     # --- before a pod runs ---
