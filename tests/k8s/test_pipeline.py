@@ -108,3 +108,20 @@ def test_a_killed_runner_is_followed_by_one_that_takes_up_what_runs(project, sto
     stages = project.up("--target", "cluster", "--set", f"store={uri}", "--only", "data")
     assert stages["data"]["status"] in ("done", "reused")
     assert found[0]["metadata"]["labels"]["microstages/attempt"] in stages["data"]["outputs"]["dataset"]["uri"]
+
+
+def test_stages_of_one_pipeline_run_in_different_places(project, store, namespace):
+    """Data and answers in containers of this machine's engine, what trains and builds on the cluster."""
+    here = project.up("--target", "process")
+    file = project.folder / "pipeline.yaml"
+    lines = []
+    for line in file.read_text().splitlines():
+        lines.append(line)
+        if line.strip() in ("adapter:", "merged:", "onnx:"):
+            lines.append("    target: cluster")
+    file.write_text("\n".join(["target: docker", *lines, ""]))
+    there = project.up("--set", f"store={store.uri()}")
+    assert digests(there) == digests(here) and {s["status"] for s in there.values()} == {"done"}
+    logs = {p.stem: p.read_text() for p in (project.folder / ".runner/logs").rglob("*.log")}
+    assert {n for n, text in logs.items() if "[kubernetes] " in text} == {"adapter", "merged", "onnx"}
+    assert not namespace.listed("jobs", "app.kubernetes.io/managed-by=microstages")["items"]
