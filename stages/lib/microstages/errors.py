@@ -70,6 +70,16 @@ def from_os_error(error: OSError, where: object = "") -> UserError | None:
     return None
 
 
+def as_user_error(error: BaseException | None) -> UserError | None:
+    """The user's side of any error, or None where it has none: a bug, a stop."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MemoryError):
+        fix = "use a machine with more, or a smaller model or batch"
+        return UserError("there is not enough memory", fix=fix)
+    return from_os_error(error) if isinstance(error, OSError) else None
+
+
 def nearest(word: str, known: object) -> str:
     """` (did you mean X?)` for the known word nearest to `word`, or the empty string."""
     import difflib

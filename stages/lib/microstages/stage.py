@@ -18,15 +18,17 @@ from __future__ import annotations
 
 import inspect
 import os
+import secrets
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import FrameType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from microstages import storage, watch
 from microstages.artifact import Artifact, Draft, open_artifact
@@ -38,57 +40,15 @@ from microstages.errors import (
     DamagedError,
     Stopped,
     UserError,
-    from_os_error,
+    as_user_error,
 )
 from microstages.identity import code_identity, fingerprint
 from microstages.interface import InputSpec, Interface, OutputSpec, ParamSpec, StateSpec
+from microstages.marks import Input, Output, Param, State
+from microstages.nodes import Nodes
 from microstages.provenance import hardware, software
 from microstages.reporting import Reporter, Transfers, duration, reporting, size
 from microstages.state import Place
-
-
-class Input:
-    """Marks a parameter `Annotated[Artifact, Input(kind, …)]`; `Artifact | None` and a default: optional."""
-
-    def __init__(self, *kinds: str, help: str = "") -> None:
-        self.kinds, self.help = kinds, help
-
-
-class Output:
-    """Marks a parameter `Annotated[Draft, Output(kind, name=…)]`. `name` is what a pipeline calls it."""
-
-    def __init__(self, kind: str, *, name: str, help: str = "") -> None:
-        self.kind, self.name, self.help = kind, name, help
-
-
-class State:
-    """Marks a parameter `Annotated[Place | None, State(help)] = None`: where the checkpoints of an unfinished run lie.
-
-    It is no part of the fingerprint. After the outputs are committed the run's checkpoints are removed.
-    """
-
-    def __init__(self, help: str = "") -> None:
-        self.help = help
-
-
-class Param:
-    """Marks a parameter `Annotated[int, Param(help, min=1, unit="tokens")] = 8`."""
-
-    def __init__(
-        self,
-        help: str,
-        *,
-        min: float | None = None,
-        max: float | None = None,
-        above: float | None = None,
-        below: float | None = None,
-        unit: str = "",
-        affects_result: bool = True,
-    ) -> None:
-        self.help, self.unit, self.affects_result = help, unit, affects_result
-        self.min = above if above is not None else min
-        self.max = below if below is not None else max
-        self.exclusive_min, self.exclusive_max = above is not None, below is not None
 
 
 @dataclass
@@ -97,6 +57,7 @@ class Run:
 
     report: Reporter
     params: Mapping[str, Any]
+    nodes: Nodes = field(default_factory=Nodes)  # the nodes that run this stage together
 
     def log(self, text: str) -> None:
         self.report.log(text)
@@ -108,8 +69,10 @@ class Run:
 class Stage:
     """A stage as a program. Calling it runs `sys.argv`; `main(argv)` runs other arguments and returns the exit code."""
 
-    def __init__(self, name: str, package: str, uses: Sequence[str], function: Callable[..., None]) -> None:
-        self.name, self.package, self.uses, self.function = name, package, tuple(uses), function
+    def __init__(
+        self, name: str, package: str, uses: Sequence[str], function: Callable[..., None], nodes: bool = False
+    ) -> None:
+        self.name, self.package, self.uses, self.function, self.nodes = name, package, tuple(uses), function, nodes
 
     def __call__(self) -> None:
         sys.exit(self.main(sys.argv[1:]))
@@ -152,8 +115,9 @@ class Stage:
                 outputs[mark.name] = OutputSpec(flag, mark.kind, mark.help)
             elif isinstance(mark, State):
                 state = StateSpec(flag, mark.help)
-            else:
-                params[name] = _param_spec(flag, type_, mark, default)
+            elif isinstance(mark, Param):
+                required = default is inspect.Parameter.empty
+                params[name] = mark.spec(flag, type_, default, required=required)
         folders = ("lib/training" if u == "microstages_training" else "lib" for u in self.uses)
         code = (self.package, "../lib/microstages", *(f"../{f}/{u}" for f, u in zip(folders, self.uses, strict=True)))
         return Interface(
@@ -240,27 +204,26 @@ class Stage:
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)
         with reporting(self.name) as report:
-            watch.current = Transfers(report)
-            try:
-                self._work(values, report)
-                return EXIT_OK
-            except Stopped as stopped:
-                report.log(f"{self.name}: {str(stopped) or 'stopped; nothing unfinished is left behind'}")
-                return EXIT_STOPPED
-            except UserError as error:
-                return self._failed(report, error)
-            except MemoryError:
-                fix = "use a machine with more, or a smaller model or batch"
-                return self._failed(report, UserError("there is not enough memory", fix=fix))
-            except OSError as error:
-                known = from_os_error(error)
-                if known:
-                    return self._failed(report, known)
-                return self._bug(report)
-            except Exception:
-                return self._bug(report)
-            finally:
-                watch.current = watch.SILENT
+            code = self._reported(values, report)
+            if report.tracking:
+                report.tracking.close({EXIT_OK: "FINISHED", EXIT_STOPPED: "KILLED"}.get(code, "FAILED"))
+            return code
+
+    def _reported(self, values: dict[str, Any], report: Reporter) -> int:
+        try:
+            with Nodes.here(self.name, self.nodes, lambda text: report.say(f"{text}\n")) as nodes:
+                heard = Reporter(self.name, None, sys.stderr) if nodes.rank else report  # a helper has no events
+                watch.current = Transfers(heard)
+                self._work(values, heard, nodes)
+            return EXIT_OK
+        except Stopped as stopped:
+            report.log(f"{self.name}: {str(stopped) or 'stopped; nothing unfinished is left behind'}")
+            return EXIT_STOPPED
+        except Exception as error:
+            known = as_user_error(error)
+            return self._failed(report, known) if known else self._bug(report)
+        finally:
+            watch.current = watch.SILENT
 
     def _failed(self, report: Reporter, error: UserError) -> int:
         damaged = {"damaged": storage.public(error.artifact)} if isinstance(error, DamagedError) else {}
@@ -278,7 +241,7 @@ class Stage:
         report.say(f"{text}{self.name}: this is a bug of ours: please report it with the lines above\n")
         return EXIT_BUG
 
-    def _work(self, values: dict[str, Any], report: Reporter) -> None:
+    def _work(self, values: dict[str, Any], report: Reporter, nodes: Nodes) -> None:
         began = time.time()
         interface = self.interface()
         given = {k: v for k, v in values.items() if k in interface.params}
@@ -287,6 +250,10 @@ class Stage:
         except ValueError as error:
             name = str(error).split(" ")[0]
             raise UserError(str(error), where="--" + name.replace("_", "-"), fix=f"see {self.name} --help") from None
+        if nodes.rank == 0 and os.environ.get("MLFLOW_TRACKING_URI"):
+            from microstages.mlflow import of_environment
+
+            report.tracking = of_environment(self.name, params, report.warn)
         arguments: dict[str, Any] = dict(params)
         inputs: dict[str, Artifact] = {}
         for name, spec in interface.inputs.items():
@@ -296,8 +263,9 @@ class Stage:
         digests = {k: a.digest for k, a in inputs.items()}
         code = self.code_identity()
         print_ = fingerprint(self.name, code, interface.identity_params(params), digests)
+        nodes.meet(print_)
         outputs: dict[str, Draft] = {}
-        run = Run(report, params)
+        run = Run(report, params, nodes)
         place: Place | None = None
         try:
             for name, (_, mark, _) in self._signature().items():
@@ -306,12 +274,16 @@ class Stage:
                 if isinstance(mark, Output):
                     draft = None
                     if values[name] is not None:
-                        draft = outputs[mark.name] = Draft(values[name], mark.kind)
+                        uri = values[name] if nodes.rank == 0 else _nowhere()
+                        draft = outputs[mark.name] = Draft(uri, mark.kind)
                     arguments[name] = draft
             hints = get_type_hints(self.function)
             if run_name := next((k for k, h in hints.items() if h is Run), None):
                 arguments[run_name] = run
             self.function(**arguments)
+            if nodes.rank:
+                nodes.wait()
+                return
             provenance = {
                 "stage": self.name,
                 "version": self.version,
@@ -349,9 +321,20 @@ class Stage:
         return code_identity(folders)
 
 
-def stage(name: str, *, package: str, uses: Sequence[str] = ()) -> Callable[[Callable[..., None]], Stage]:
-    """Make a typed function a stage. `uses`: further packages of this project that its code is made of."""
-    return lambda function: Stage(name, package, uses, function)
+def stage(
+    name: str, *, package: str, uses: Sequence[str] = (), nodes: bool = False
+) -> Callable[[Callable[..., None]], Stage]:
+    """Make a typed function a stage. `uses`: further packages of this project that its code is made of.
+
+    `nodes`: it can run on several nodes together (see `nodes`). Then the function runs on each of them, with
+    `run.nodes`; what it writes counts on node 0, and its events do.
+    """
+    return lambda function: Stage(name, package, uses, function, nodes)
+
+
+def _nowhere() -> str:
+    """A place for what a helper writes: its drafts are never committed, and removed at the end."""
+    return os.path.join(tempfile.gettempdir(), f"helper-{secrets.token_hex(4)}")
 
 
 def _opened(spec: InputSpec, uri: str) -> Artifact:
@@ -368,28 +351,6 @@ def _clear(place: Place, report: Reporter) -> None:
         place.clear()
     except (UserError, OSError) as error:
         report.warn(f"the checkpoints at {storage.public(place.uri)} could not be removed: {error}")
-
-
-def _param_spec(flag: str, type_: Any, mark: Param, default: Any) -> ParamSpec:
-    nullable = False
-    if get_origin(type_) in (Union, UnionType):
-        rest = [t for t in get_args(type_) if t is not NoneType]
-        nullable, type_ = len(rest) < len(get_args(type_)), rest[0]
-    choices: tuple[str, ...] = ()
-    if get_origin(type_) is list:
-        if get_origin(inner := get_args(type_)[0]) is Literal:
-            choices = get_args(inner)
-        kind = "list"
-    elif get_origin(type_) is Literal:
-        kind, choices = "string", get_args(type_)
-    else:
-        kind = {str: "string", int: "integer", float: "number", bool: "boolean"}[type_]
-    required = default is inspect.Parameter.empty
-    default = None if required else list(default) if kind == "list" and default is not None else default
-    return ParamSpec(
-        flag, kind, default, required, nullable, choices, mark.min, mark.max, mark.exclusive_min, mark.exclusive_max,
-        mark.unit, mark.affects_result, mark.help,
-    )  # fmt: skip
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

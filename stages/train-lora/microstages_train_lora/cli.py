@@ -12,7 +12,7 @@ from microstages_training import settings as s
 from microstages_training.settings import Settings
 
 
-@stage("train-lora", package="microstages_train_lora", uses=("microstages_training",))
+@stage("train-lora", package="microstages_train_lora", uses=("microstages_training",), nodes=True)
 def main(
     run: Run,
     *,
@@ -43,6 +43,7 @@ def main(
     early_stopping_patience: s.Patience = Settings.early_stopping_patience,
     seed: s.Seed = Settings.seed,
     gpus: s.Gpus = Settings.gpus,
+    shard: s.Shard = "auto",
     liger: s.Liger = Settings.liger,
     threads: s.Threads = Settings.threads,
     checkpoint_every: s.CheckpointEvery = Settings.checkpoint_every,

@@ -12,7 +12,7 @@ from microstages_training import settings as s
 from microstages_training.settings import Settings
 
 
-@stage("train-qlora", package="microstages_train_qlora", uses=("microstages_training",))
+@stage("train-qlora", package="microstages_train_qlora", uses=("microstages_training",), nodes=True)
 def main(
     run: Run,
     *,

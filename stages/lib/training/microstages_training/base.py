@@ -20,7 +20,8 @@ TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def load_base(folder: Path, settings: Settings, device: torch.device, precision: str) -> Any:
-    """The base model of a folder, frozen, on the device. Raises UserError where it cannot be loaded whole."""
+    """The base model of a folder, frozen: in the CPU's memory, or 4-bit on the device. Raises UserError where it cannot
+    be loaded whole."""
     import transformers
     from transformers.utils import logging
 
@@ -52,7 +53,7 @@ def load_base(folder: Path, settings: Settings, device: torch.device, precision:
         raise UserError(f"its files lack {len(lost)} of its weights, such as {lost[0]}", where=folder, fix=fix)
     causal.config.use_cache = False
     causal.requires_grad_(False)
-    return causal if settings.quant_type is not None else causal.to(device)
+    return causal
 
 
 def linear_layers(causal: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,8 +156,11 @@ def _step(task: Task, state: State, micro: list[Any], rate: float) -> Done:
     parameters = [p for _, p in model.trained]
     state.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=model.device)
+    idle = _idle(task, batches)  # told before the first pass
     for batch in batches:
         total += model.backward(batch, trained)
+    for _ in range(idle):
+        model.idle(backward=True)
     team.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
     for group in state.optimizer.param_groups:
@@ -166,6 +169,14 @@ def _step(task: Task, state: State, micro: list[Any], rate: float) -> Done:
     asked = total.new_tensor(float(task.stopping.asked))
     loss, stop = team.sum(torch.stack((total, asked))).tolist()  # one sum over the processes for both
     return Done(loss / trained, float(norm), tokens, trained, stop > 0)
+
+
+def _idle(task: Task, batches: list[MicroBatch]) -> int:
+    """With a base model that is shared out: how many passes another process makes more than these batches take."""
+    if not task.model.sharded:
+        return 0
+    mine = sum(map(task.model.passes, batches))
+    return task.team.most(mine) - mine
 
 
 def evaluation_steps(every: float, total: int) -> set[int]:
@@ -181,7 +192,7 @@ def _evaluate(task: Task, state: State) -> None:
     """Measure the loss on the held-out rows and remember it; keep the adapter where it is the best so far."""
     if task.test is None:
         return
-    mean = mean_loss(task.model, task.test, task.settings.batch_tokens, task.team, lambda: task.stopping.asked)
+    mean = mean_loss(task, task.test)
     if mean is None:
         _stop(task, state)
     loss = _short(mean)
@@ -205,21 +216,24 @@ def _pieces(examples: Examples, batch_tokens: int) -> list[slice]:
     return fill(examples.bin_tokens, max(batch_tokens, int(examples.bin_tokens.max())))
 
 
-def mean_loss(
-    model: Model, examples: Examples, batch_tokens: int, team: Team, asked: Callable[[], bool]
-) -> float | None:
-    """Mean loss per trained token over a whole split, in nats; None where a process is `asked` to stop meanwhile."""
+def mean_loss(task: Task, examples: Examples) -> float | None:
+    """Mean loss per trained token over a whole split, in nats; None where a process is asked to stop meanwhile."""
+    model, team = task.model, task.team
     model.causal.eval()
     total, count = torch.zeros((), dtype=torch.float64, device=model.device), 0
-    pieces = _pieces(examples, batch_tokens)
+    pieces = _pieces(examples, task.settings.batch_tokens)
     for first in range(0, len(pieces), team.size):
-        if team.agree(asked()):
+        if team.agree(task.stopping.asked):
             return None
-        for piece in pieces[first : first + team.size][team.rank : team.rank + 1]:
-            batch = examples.micro_batch(range(piece.start, piece.stop))
+        mine = pieces[first : first + team.size][team.rank : team.rank + 1]
+        batches = [examples.micro_batch(range(piece.start, piece.stop)) for piece in mine]
+        idle = _idle(task, batches)
+        for batch in batches:
             if len(batch.targets):
                 total += model.losses(batch)[0].double().sum()
                 count += len(batch.targets)
+        for _ in range(idle):
+            model.idle(backward=False)
     sums = team.sum(torch.tensor([float(total), count], dtype=torch.float64))
     return float(sums[0] / sums[1])
 

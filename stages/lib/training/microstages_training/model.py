@@ -9,7 +9,7 @@ the model's own logits (models that scale or cap them: whole forward).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class Model:
     precision: str
     flat: bool = True  # examples go flat, else as padded rows
     head_alone: bool = True  # the output layer on its own gives the model's logits
+    sharded: bool = False  # all processes make the same number of passes
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -75,6 +76,21 @@ class Model:
                 total += loss.detach()
             hidden.backward(at.grad)
         return total
+
+    def passes(self, batch: MicroBatch) -> int:
+        """How many forward passes `backward` and `losses` make of a batch."""
+        if self.flat or not len(batch.lengths):
+            return min(1, len(batch.lengths))
+        return len(attention.grouped(batch.lengths))
+
+    def idle(self, *, backward: bool) -> None:
+        """A pass over one token that adds nothing: see `sharding`."""
+        one, nothing = np.ones(1, np.int64), np.zeros(1, np.int64)
+        with self.autocast(), torch.set_grad_enabled(backward):
+            for inputs, rows, _ in self._passes(MicroBatch(nothing, nothing, one, nothing, nothing)):
+                hidden = self._hidden(inputs, rows)
+        if backward:
+            hidden.backward(torch.zeros_like(hidden))
 
     @torch.no_grad()
     def losses(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,15 +150,16 @@ class Model:
         yield from zip(hidden.split(size), targets.split(size), strict=True)
 
     @torch.no_grad()
-    def choose(self, longest: int = 1) -> None:
-        """Choose how batches go through the model, by measuring: see the module. `longest` example, in tokens."""
+    def choose(self, longest: int = 1, agree: Callable[[bool], bool] = bool) -> None:
+        """Choose how batches go through the model, by measuring: see the module. `longest` example, in tokens; `agree`:
+        whether any process says so."""
         self.causal.eval()
         with self.autocast():
             alone = self._own_attention()
             allowed = (1e-4 if self.precision == "fp32" else 0.05) * float(alone.abs().max())
             self.head_alone = _near(self._head_only(), alone, allowed)
             before = self.causal.config._attn_implementation
-            self.flat = self._may_be_flat(longest) and self._is_flat_right(alone, allowed)
+            self.flat = not agree(not (self._may_be_flat(longest) and self._is_flat_right(alone, allowed)))
         if not self.flat:
             self.causal.set_attn_implementation(before)
             self.notes.append("this model does not take examples one after another: they go as padded rows, slower")

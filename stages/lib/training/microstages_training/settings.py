@@ -53,6 +53,11 @@ Patience = Annotated[
     int, Param("stop after so many evaluations without a better loss and keep the best adapter; 0: never", min=0)
 ]
 Gpus = Annotated[int, Param("GPUs of this machine to use; 0: all. Without one it runs on the CPU", min=0, affects_result=False)]  # fmt: skip  # noqa: E501
+Shard = Annotated[
+    Literal["auto", "on", "off"],
+    Param("share the base model out over all GPUs, for one that does not fit one of them. auto: where it takes more "
+          "than half of one", affects_result=False),
+]  # fmt: skip
 Liger = Annotated[bool, Param("fused kernels of liger-kernel, on NVIDIA GPUs")]
 Threads = Annotated[int, Param("CPU threads; 0: the cores that are free", min=0, affects_result=False)]
 Checkpoints = Annotated[
@@ -104,6 +109,7 @@ class Settings:
     eval_every: float = 0.25
     early_stopping_patience: int = 0
     gpus: int = 0
+    shard: str = "auto"
     liger: bool = False
     threads: int = 0
     checkpoint_every: float = 0.0
@@ -123,6 +129,8 @@ class Settings:
             raise UserError(
                 f"{both[0]!r} is in --target-modules too", where="--modules-to-save", fix="name it in one of them"
             )
+        if self.shard == "on" and self.quant_type is not None:
+            raise UserError("a 4-bit base model is not shared out", where="--shard", fix="use train-lora, or leave it")
         if self.target_modules == []:
             raise UserError("it is empty", where="--target-modules", fix="leave it away for all linear layers")
 

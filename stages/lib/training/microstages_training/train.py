@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from microstages.artifact import Artifact, Draft
+from microstages.artifact import Artifact, Draft, open_artifact
 from microstages.dataset import FORMAT, Split, load_split
-from microstages.errors import UserError
+from microstages.errors import TemporaryError, UserError
 from microstages.machine import peak_memory
 from microstages.reporting import Reporter, duration
 from microstages.stage import Run
@@ -92,12 +92,13 @@ def train(
         str(output.path), settings,
     )  # fmt: skip
     check(job, base_model.uri)
-    if place is not None:
+    nodes = run.nodes
+    if place is not None and nodes.rank == 0:
         job = replace(job, keep=find(place, run.report))
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
-    from microstages_training.distributed import Team, launch
+    from microstages_training.distributed import Meeting, Team, free_port, launch
     from microstages_training.optimizer import require_gpu
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -108,8 +109,17 @@ def train(
     device = torch.device("cuda" if gpus else "cpu")
     require_gpu(settings, device)
     processes = (settings.gpus or gpus) if gpus else 1
-    if processes > 1:
-        found = launch(replace(job, device="cuda"), processes, run.report)
+    job = replace(job, device=device.type)
+    if nodes.several:
+        resume = job.keep.resume_uri if job.keep is not None else ""
+        mine = {"device": device.type, "checkpoints": place is not None, "resume": resume, "port": free_port()}
+        said = nodes.exchange(mine)
+        check_nodes(said)
+        if place is not None and nodes.rank:
+            job = replace(job, keep=follow(place, said[0]["resume"]))
+        found = launch(job, processes, run.report, Meeting(nodes, said[0]["port"]))
+    elif processes > 1:
+        found = launch(job, processes, run.report)
     else:
         found = run_job(job, Team(), device, run.report)
     output.metadata.update(found["metadata"])
@@ -123,6 +133,31 @@ def find(place: Place, report: Reporter) -> Keep:
         place.sweep()
     folder, uri = (str(found.path), found.uri) if found is not None else ("", "")
     return Keep(place.uri, place.fingerprint, folder, uri, sorted(place.damaged))
+
+
+def follow(place: Place, uri: str) -> Keep:
+    """On a node that helps: the checkpoint that node 0 goes on from (empty: none)."""
+    if not uri:
+        return Keep(place.uri, place.fingerprint)
+    try:
+        return Keep(place.uri, place.fingerprint, str(open_artifact(uri, ["checkpoint"]).path), uri)
+    except TemporaryError:
+        raise
+    except UserError as error:
+        fix = "keep the checkpoints at a place that all nodes see, in a store or on a shared disk"
+        raise UserError(f"node 0 goes on from this checkpoint: {error.what}", where=uri, fix=fix) from None
+
+
+def check_nodes(said: list[dict[str, Any]]) -> None:
+    """Raise UserError where the nodes do not fit together."""
+    for rank, other in enumerate(said):
+        if other["device"] != said[0]["device"]:
+            words = {True: "it has no GPU, node 0 has", False: "it has a GPU, node 0 has none"}
+            raise UserError(
+                words[said[0]["device"] == "cuda"], where=f"node {rank}", fix="give all nodes the same kind of machine"
+            )
+        if other["checkpoints"] != said[0]["checkpoints"]:
+            raise UserError("only some nodes have it", where="--checkpoints", fix="start all nodes with the same flags")
 
 
 def check(job: Job, base_uri: str) -> None:
@@ -177,7 +212,7 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
     from microstages_training.machine import FreeCores, keep_memory, resolve_precision, set_threads
 
     began, free, settings = time.monotonic(), FreeCores(), job.settings
-    from microstages_training import adapter, attention, curve, quantized
+    from microstages_training import adapter, attention, curve, quantized, sharding
     from microstages_training.base import add_adapter, load_base
     from microstages_training.batches import Examples, Plan
     from microstages_training.checkpoints import Keeper, interval
@@ -202,7 +237,8 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
     before = rest_of(resume) if resume is not None else {}
     precision = resolve_precision(settings.precision, device)
     if settings.precision == "auto":
-        precision = before.get("precision", precision)  # as it began, also on another kind of machine
+        bf16 = not team.agree(precision != "bf16")  # in all processes
+        precision = before.get("precision", "bf16" if bf16 else "fp32")  # as it began, also on another kind of machine
     attention.register()
     if device.type == "cpu":
         keep_memory()
@@ -222,9 +258,14 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
         from microstages_training.fused import use_liger
 
         use_liger(causal)
-    model = Model(causal, add_adapter(causal, settings), device, precision)
+    shared = sharding.wanted(causal, settings, team, device, report)
+    if not shared and settings.quant_type is None:
+        causal.to(device)
+    model = Model(causal, add_adapter(causal, settings), device, precision, sharded=shared)
+    if shared:
+        sharding.shard(causal, team, device)
     threads = set_threads(settings.threads, free, before.get("threads", 0))
-    model.choose(max(int(e.example_lengths.max()) for e in (train, test) if e is not None))
+    model.choose(max(int(e.example_lengths.max()) for e in (train, test) if e is not None), team.agree)
     for note in model.notes:
         report.warn(note)
     parameters = sum(p.numel() for _, p in model.trained)
