@@ -8,15 +8,16 @@
     example_lengths  (examples,)  int32: tokens of each example, in order
     bin_lengths      (bins,)      int32: how many consecutive examples share a sequence of at most `max_length` tokens
 
-Attention never crosses an example: position ids restart at each. With strategy `join` an example is a whole block of
-`max_length` tokens, across rows. `test.jsonl`: the held-out rows as text, one object a line, `prompt` (what the model
-is given; null where none is known), `completion` (what it should answer; null likewise), `text` (both, without the end
-token). `report.json`, `report.md`: what came in and what became of it.
+Attention never crosses an example: position ids restart at each. With the strategies `join…` an example is a whole
+block of `max_length` tokens, across rows. Examples may be filled up with pad tokens at the end, not trained.
+`test.jsonl`: the held-out rows as text, one object a line, `prompt` (what the model is given; null where none is
+known), `completion` (what it should answer; null likewise), `text` (both, without the end token); none where held-out
+blocks are no rows. `report.json`, `report.md`: what came in and what became of it.
 
 Metadata of the artifact:
 
     format            1
-    strategy          pack, join or line
+    strategy          pack, join, join-sliding, join-random, line or line-random
     max_length        tokens in a sequence at most
     loss              completion or all: what the loss is taken on
     vocab_size        entries of the tokenizer
@@ -24,7 +25,7 @@ Metadata of the artifact:
     end_token         the text of the token that ends an answer, null where none is added
     end_token_id      its id, null likewise
     stop_token_ids    ids that end generation: the model's own, and end_token_id
-    template          how rows became text: {"kind": "template"|"fields"|"chat", …its parameters}
+    template          how rows became text: {"kind": "template"|"fields"|"templates"|"columns"|"chat", …}
     train, test       counts: {"rows", "examples", "bins", "tokens", "trained_tokens"}
 """
 

@@ -57,6 +57,9 @@ def quantizations(adapter: Artifact, base: Base, asked: Asked) -> dict[str, Quan
                 where=flag[next(iter(given))],
                 fix="add --base dequantized, or leave it away",
             )
+        if isinstance(record, Mapping) and record.get("loftq"):
+            what = "the adapter began as what the quantization lost (LoftQ): it belongs to the dequantized base only"
+            raise UserError(what, where="--base", fix="leave --base away")
         return {}
     if record is None:
         settings = {"type": "nf4", "double_quant": True, "compute_dtype": "bf16"} | given

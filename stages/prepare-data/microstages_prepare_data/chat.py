@@ -10,6 +10,7 @@ What the template writes behind the last end of turn is left out: generation has
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from microstages.errors import UserError
@@ -85,10 +86,10 @@ class Chat:
         messages = messages[: last + 1]
         if not messages[last]["content"].strip():
             raise BadRowError("the last assistant message is empty")
-        full = self._render(messages)
+        full = rendered(self.text, messages)
         parts, at = [], 0
         for i in turns if self.every_turn else turns[-1:]:
-            before = self._render(messages[:i], add_generation_prompt=True)
+            before = rendered(self.text, messages[:i], add_generation_prompt=True)
             if not full.startswith(before) or len(before) < at:
                 if i == last:
                     raise BadRowError("the chat template changes what came before when this answer is added")
@@ -111,16 +112,48 @@ class Chat:
             raise BadRowError(f"the chat template writes no {self.end} behind the answer")
         return stop + len(self.end)
 
-    def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
-        try:
-            return self.text.render(messages, add_generation_prompt=add_generation_prompt)
-        except UserError as error:
-            raise BadRowError(error.what) from None
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise BadRowError(f"the chat template cannot render the messages: {error}") from None
-
     def describe(self) -> dict[str, Any]:
         return {"kind": "chat", "messages_field": self.field}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Rows of chat messages, each the one text that the chat template renders, to its end."""
+
+    text: ModelText
+    field: str
+    answer: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    def parts(self, row: Row) -> Parts:
+        return ["", rendered(self.text, _messages(row, self.field))]
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "chat", "messages_field": self.field, "conversation": "text"}
+
+
+@dataclass(frozen=True)
+class WithTemplate(ModelText):
+    """A model's text with another chat template."""
+
+    template: str = ""
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        return self.template
+
+
+def rendered(text: ModelText, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
+    """Messages as the chat template writes them. Raises BadRowError where it cannot."""
+    try:
+        return text.render(messages, add_generation_prompt=add_generation_prompt)
+    except UserError as error:
+        raise BadRowError(error.what) from None
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise BadRowError(f"the chat template cannot render the messages: {error}") from None
 
 
 def _messages(row: Row, field: str) -> list[Message]:

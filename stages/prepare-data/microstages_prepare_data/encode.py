@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 # What is known of an encoded row. `key` names its text; `full` is its length before it was cut to `tokens`.
 ROW = np.dtype([("key", "<u8", 2), ("tokens", "<i4"), ("full", "<i4"), ("label", "<i4"), ("flags", "<i4")])
-CUT, TOO_LONG, NOTHING_TRAINED, ENDS, END_INSIDE, MOVED_BORDER = 1, 2, 4, 8, 16, 32
-DROPPED = TOO_LONG | NOTHING_TRAINED
+CUT, TOO_LONG, NOTHING_TRAINED, ENDS, END_INSIDE, MOVED_BORDER, TOO_SHORT = 1, 2, 4, 8, 16, 32, 64
+DROPPED = TOO_LONG | NOTHING_TRAINED | TOO_SHORT
 LABELS = 50  # distinct answers that are counted at most
 SPLITS = ("train", "test")
 
@@ -60,6 +60,7 @@ class Encoded:
     file: int
     count: int  # rows, the bad ones too
     bad: list[tuple[int, int, str]] = field(default_factory=list)
+    empty: int = 0  # rows left out because their text is empty
     splits: dict[str, EncodedSplit] = field(default_factory=dict)
 
 
@@ -79,6 +80,9 @@ class Encoder:
                 if isinstance(row, str):
                     raise BadRowError(row)
                 parts = self._parts(row)
+                if self.plan.settings.empty_rows == "drop" and not any(parts):
+                    out.empty += 1
+                    continue
                 split, key = self._split_and_key(parts, chunk.file)
                 groups[split].append((parts, key))
             except BadRowError as reason:
@@ -90,8 +94,13 @@ class Encoder:
 
     def _parts(self, row: dict[str, Any]) -> Parts:
         parts = self.plan.recipe.parts(row)
-        if not self.plan.recipe.answer and not parts[1].strip():
+        if not self.plan.recipe.answer and not parts[1].strip() and self.plan.settings.empty_rows == "bad":
             raise BadRowError("its text is empty")
+        if self.plan.around is not None:
+            before, behind = self.plan.around
+            first = 0 if self.plan.recipe.answer else 1
+            parts[first] = before + parts[first]
+            parts[-1] += behind
         if self.plan.bos is not None and not (parts[0] or parts[1]).startswith(self.plan.bos):
             parts[0] = self.plan.bos + parts[0]
         return parts
@@ -120,10 +129,11 @@ class Encoder:
             end = plan.recipe.end  # the template's own end token of the last turn comes back as an id, or not at all
             texts = [[*p[:-1], p[-1].removesuffix(end)] for p in texts]
         tokens, moved = self._tokenize(texts)
+        cut = self._cut_apart(tokens)
         everything = plan.loss == "all"
         # Each row is a run of segments: its parts, the end token, the joiner.
         behind: list[tuple[Sequence[int], bool]] = []
-        if plan.end_id is not None:
+        if plan.end_id is not None and plan.appended:
             behind.append(([plan.end_id], True))
         if plan.joiner_ids:
             behind.append((plan.joiner_ids, everything))
@@ -140,6 +150,8 @@ class Encoder:
         sizes = np.fromiter(map(len, segments), np.int64, len(segments))
         ids = np.fromiter(chain.from_iterable(segments), np.int32, int(sizes.sum()))
         trained = np.repeat(np.array(marks, np.uint8), sizes)
+        if plan.untrained_id is not None:
+            trained[ids == plan.untrained_id] = 0
         if len(ids) and int(ids.max()) >= plan.vocab_size:
             word = plan.text.tokenizer.id_to_token(int(ids.max()))
             raise UserError(
@@ -152,18 +164,19 @@ class Encoder:
         rows["key"] = np.frombuffer(b"".join(keys), "<u8").reshape(n, 2)
         rows["full"] = np.minimum(lengths, 2**31 - 1)
         rows["flags"][moved] |= MOVED_BORDER
+        rows["flags"][cut] |= CUT
         self._mark_end_inside(rows, ids, lengths)
-        if plan.settings.strategy != "join":
+        if not plan.settings.joins:
             ids, trained, lengths = self._cut(rows, ids, trained, lengths)
         rows["tokens"] = lengths
         rows["label"], labels = self._labels(texts)
-        lines = [] if split == "train" else [self._line(p) for p in texts]
+        lines = [self._line(p) for p in texts] if split == "test" or plan.settings.keeps_texts else []
         small = np.uint16 if plan.vocab_size <= 1 << 16 else np.int32
         return EncodedSplit(rows, ids.astype(small), trained, labels, lines)
 
     def _tokenize(self, texts: list[Parts]) -> tuple[list[list[list[int]]], list[int]]:
         """The ids of each part of each text; and which texts have a border that their tokens do not keep."""
-        if self._parts_stand_alone:
+        if self.plan.settings.prompt_max_length is not None or self._parts_stand_alone:
             answers = dict.fromkeys(chain.from_iterable(p[1::2] for p in texts)) if self.plan.recipe.answer else {}
             once = dict(zip(["", *answers], self._ids(["", *answers]), strict=True))  # answers often are few
             ids = iter(self._ids([p for parts in texts for p in parts if p not in once]))
@@ -182,6 +195,19 @@ class Encoder:
                 pieces.append(now[len(before) :])
             tokens.append(pieces)
         return tokens, moved
+
+    def _cut_apart(self, tokens: list[list[list[int]]]) -> list[int]:
+        """Cut prompt and answer each to its own length, where they have one; returns which rows were longer."""
+        first = self.plan.settings.prompt_max_length
+        cut: list[int] = []
+        if first is None:
+            return cut
+        for n, parts in enumerate(tokens):
+            limits = (first, self.plan.max_length - first)
+            if any(len(p) > limit for p, limit in zip(parts, limits, strict=True)):
+                parts[:] = [p[:limit] for p, limit in zip(parts, limits, strict=True)]
+                cut.append(n)
+        return cut
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         encodings = self.plan.text.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -220,6 +246,10 @@ class Encoder:
             ids, trained, lengths = ids[stays], trained[stays], kept
         starts = np.cumsum(lengths) - lengths
         trained[starts[lengths > 0]] = 0  # nothing stands before it, so it is never predicted
+        if plan.settings.short_rows == "drop" and plan.settings.strategy == "line":
+            rows["flags"][(lengths < plan.max_length) & (rows["flags"] & TOO_LONG == 0)] |= TOO_SHORT
+        if plan.settings.empty_rows != "bad":
+            return self._ended(rows, ids, trained, lengths)
         sums = np.concatenate(([0], np.cumsum(trained, dtype=np.int64)))
         nothing = (sums[starts + lengths] == sums[starts]) & (rows["flags"] & TOO_LONG == 0)
         if nothing.any():
@@ -227,6 +257,13 @@ class Encoder:
             rows["flags"][nothing] &= ~CUT
             stays = np.repeat(~nothing, lengths)
             ids, trained, lengths = ids[stays], trained[stays], np.where(nothing, 0, lengths)
+        return self._ended(rows, ids, trained, lengths)
+
+    def _ended(
+        self, rows: NDArray[Any], ids: NDArray[Any], trained: NDArray[Any], lengths: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Flags rows whose end token is trained; returns what it is given."""
+        plan = self.plan
         if plan.end_id is not None and len(ids):
             last = np.maximum(np.cumsum(lengths) - 1, 0)
             ends = (lengths > 0) & (ids[last] == plan.end_id) & (trained[last] == 1)
@@ -246,7 +283,9 @@ class Encoder:
         return np.array(codes, np.int32), list(known)
 
     def _line(self, parts: Parts) -> bytes:
-        """A line of `test.jsonl`."""
+        """A line of `test.jsonl`, without what is written behind a text to end it."""
+        if self.plan.around is not None:
+            parts = [*parts[:-1], parts[-1].removesuffix(self.plan.around[1])]
         text = "".join(parts)
         known = self.plan.recipe.answer
         value = {

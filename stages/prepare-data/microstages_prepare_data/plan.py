@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from microstages.errors import UserError, nearest
 from microstages.tokens import ModelText
 
-from microstages_prepare_data.chat import Chat, end_of_turn, keeps_earlier_turns
-from microstages_prepare_data.recipe import Fields, Recipe, Template, wanted
+from microstages_prepare_data.chat import Chat, Conversation, WithTemplate, end_of_turn, keeps_earlier_turns
+from microstages_prepare_data.recipe import Fields, Recipe, Template, exists, wanted
+from microstages_prepare_data.selection import Condition
 from microstages_prepare_data.settings import Settings
 
 DEFAULT_LENGTH = 1024
@@ -25,6 +26,8 @@ class Plan:
     """Everything that turns a row into tokens. `end_id` is None where no token ends an answer; `bos` likewise.
 
     `joiner_ids` stand between rows with strategy join. `vocab_size` is the number of rows of the model's embedding.
+    `appended`: whether the end token is put behind a row as an id; else its text holds it. `around`: what is written
+    before and behind a text, None for nothing. `pad_id` fills sequences; `untrained_id` is never trained.
     """
 
     settings: Settings
@@ -40,16 +43,32 @@ class Plan:
     vocab_size: int
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    appended: bool = True
+    around: tuple[str, str] | None = None
+    pad_id: int | None = None
+    untrained_id: int | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 def plan(settings: Settings, text: ModelText, columns: Sequence[str]) -> Plan:
     """Decide from the parameters, the model and the columns of the data. Raises UserError."""
     notes: list[str] = []
     warnings: list[str] = []
+    conditions = tuple(Condition.parse(w) for w in settings.where)
+    for condition in conditions:
+        exists(condition.field, columns, "--where")
     asked = wanted(settings, columns)
     recipe: Recipe
     end = None
-    if isinstance(asked, str):
+    if settings.chat_template is not None:
+        if not isinstance(asked, str):
+            raise UserError(
+                "it is for chat messages", where="--chat-template", fix="give --messages-field, or leave it"
+            )
+        text = WithTemplate(text.folder, settings.chat_template)
+    if isinstance(asked, str) and settings.conversation == "text":
+        recipe, end = Conversation(text, asked), _end_of_turn(text)
+    elif isinstance(asked, str):
         end = end_of_turn(text)
         every_turn = keeps_earlier_turns(text)
         recipe = Chat(text, asked, end if settings.end_token != "none" else None, every_turn)
@@ -70,13 +89,71 @@ def plan(settings: Settings, text: ModelText, columns: Sequence[str]) -> Plan:
         notes.append(f"answers end with {token}, the end of turn; the tokenizer's eos token is {eos}")
     if settings.template is not None and ("\\n" in settings.template or "\\t" in settings.template):
         warnings.append("the template holds a backslash and a letter, no line break; in a shell write $'…\\n…'")
+    if settings.prompt_max_length is not None and (not recipe.answer or isinstance(recipe, Chat)):
+        raise UserError(
+            "it needs a prompt and an answer",
+            where="--prompt-max-length",
+            fix="give --prompt-field and --completion-field, or leave it out",
+        )
+    max_length = _max_length(settings, text)
+    if settings.stride is not None and settings.stride > max_length:
+        raise UserError(
+            f"{settings.stride} tokens are more than a window of {max_length}, so some would be left out",
+            where="--stride",
+            fix=f"give {max_length} or less",
+        )
+    around = _around(settings, text, warnings)
+    pad_id, untrained_id = _pad(settings, text, end_id, token, warnings)
     vocab_size = int(text.config.get("vocab_size") or text.tokenizer.get_vocab_size())
     return Plan(
-        settings, text, recipe, loss, _max_length(settings, text), token, end_id, tuple(stops),
+        settings, text, recipe, loss, max_length, token, end_id, tuple(stops),
         _bos(settings, text, recipe, notes),
         tuple(text.tokenizer.encode(settings.joiner, add_special_tokens=False).ids),
         vocab_size, tuple(notes), tuple(warnings),
+        appended=around is None and not isinstance(recipe, Conversation), around=around, pad_id=pad_id,
+        untrained_id=untrained_id, conditions=conditions,
     )  # fmt: skip
+
+
+def _end_of_turn(text: ModelText) -> str | None:
+    """The end of turn where the template has one; a text that is trained whole does not need it."""
+    try:
+        return end_of_turn(text)
+    except UserError:
+        return None
+
+
+def _around(settings: Settings, text: ModelText, warnings: list[str]) -> tuple[str, str] | None:
+    """What `--special-tokens-as-text` writes: a token that the tokenizer lacks is the word None."""
+    if not settings.special_tokens_as_text:
+        return None
+    bos, eos = text.special("bos_token"), text.special("eos_token")
+    for name, token in (("bos", bos), ("eos", eos)):
+        if token is None:
+            warnings.append(f"the tokenizer names no {name}_token, so the word None stands in its place")
+    return f"{bos} ", f" {eos}"
+
+
+def _pad(
+    settings: Settings, text: ModelText, end_id: int | None, end_token: str | None, warnings: list[str]
+) -> tuple[int | None, int | None]:
+    """The token that sequences are filled with, and the one that is never trained; None where there is none.
+
+    Without a pad token the eos token fills; it stays trained then.
+    """
+    pad = text.special("pad_token")
+    pad_id = text.token_id(pad) if pad is not None else None
+    untrained = None if settings.loss_on_pad else pad_id
+    if untrained is not None and untrained == end_id:
+        warnings.append(f"{end_token} is the pad token too and not trained: the model is not taught to stop")
+    if not settings.pad:
+        return None, untrained
+    if pad_id is None:
+        eos = text.special("eos_token")
+        pad_id = text.token_id(eos) if eos is not None else None
+    if pad_id is None:
+        raise UserError("the tokenizer names neither pad_token nor eos_token", where="--pad", fix="leave it out")
+    return pad_id, untrained
 
 
 def _loss(settings: Settings, recipe: Recipe) -> str:
@@ -97,6 +174,8 @@ def _end_token(
     if settings.end_token == "none":
         return None, None
     token: str | None = settings.end_token
+    if settings.special_tokens_as_text and text.special("eos_token") is None:
+        return None, None
     if settings.end_token == "auto":
         token = end_of_turn or text.special("eos_token")
         if token is None:

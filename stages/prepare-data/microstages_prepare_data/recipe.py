@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from microstages.errors import UserError, nearest
@@ -65,15 +65,15 @@ class Template:
     begins: int
     fields: tuple[str, ...]
     answer: bool
+    allow_empty: bool = False
 
     @staticmethod
-    def parse(source: str, completion: str | None) -> Template:
+    def parse(source: str, completion: str | None, where: str = "--template") -> Template:
         """Raises UserError where the template is malformed or `completion` is no field of it.
 
         Spaces before the answer belong to it: a tokenizer joins a space to the word behind it, so a prompt that ends in
         one would end in tokens that the model never saw there.
         """
-        where = "--template"
         pieces: list[str] = [""]
         try:
             for text, field, spec, conversion in string.Formatter().parse(source):
@@ -121,7 +121,7 @@ class Template:
         if not self.answer:
             return ["", "".join(pieces)]
         answer = value(row, self.completion or "")
-        if not answer.strip():
+        if not answer.strip() and not self.allow_empty:
             raise BadRowError(f"the field {self.completion!r}, the answer, is empty")
         return ["".join(pieces[: self.begins]), "".join(pieces[self.begins :])]
 
@@ -135,6 +135,7 @@ class Fields:
 
     prompt: str
     completion: str
+    allow_empty: bool = False
     answer: bool = True
 
     @property
@@ -144,7 +145,7 @@ class Fields:
     def parts(self, row: Row) -> Parts:
         parts = [value(row, self.prompt), value(row, self.completion)]
         for text, field in zip(parts, self.fields, strict=True):
-            if not text.strip():
+            if not text.strip() and not self.allow_empty:
                 raise BadRowError(f"the field {field!r} is empty")
         return parts
 
@@ -157,26 +158,31 @@ _FIELDS = (("prompt", "completion"), ("prompt", "response"))
 CHAT_FIELDS = ("messages", "conversations")
 
 
-def wanted(settings: Settings, columns: Sequence[str]) -> Template | Fields | str:
+def wanted(settings: Settings, columns: Sequence[str]) -> Recipe | str:
     """The recipe that the parameters ask for, else the one that the columns suggest; the name of the field for chat.
 
     Raises UserError where a field does not exist, or nothing is asked for and the columns suggest nothing.
     """
-    recipe: Template | Fields
-    if settings.template is not None:
-        recipe = Template.parse(settings.template, settings.completion)
+    from microstages_prepare_data.texts import asked
+
+    recipe: Recipe
+    allow_empty = settings.empty_rows != "bad"
+    if found := asked(settings):
+        recipe, flags = found
+    elif settings.template is not None:
+        recipe = replace(Template.parse(settings.template, settings.completion), allow_empty=allow_empty)
         flags = dict.fromkeys(recipe.fields, "--template")
     elif settings.prompt_field is not None and settings.completion_field is not None:
-        recipe = Fields(settings.prompt_field, settings.completion_field)
+        recipe = Fields(settings.prompt_field, settings.completion_field, allow_empty)
         flags = {settings.prompt_field: "--prompt-field", settings.completion_field: "--completion-field"}
     elif settings.messages_field is not None:
-        _exists(settings.messages_field, columns, "--messages-field")
+        exists(settings.messages_field, columns, "--messages-field")
         return settings.messages_field
     else:
         if chat := next((c for c in CHAT_FIELDS if c in columns), None):
             return chat
         if pair := next((p for p in _FIELDS if set(p) <= set(columns)), None):
-            return Fields(*pair)
+            return Fields(*pair, allow_empty)
         if "text" in columns:
             return Template.parse("{text}", None)
         raise UserError(
@@ -185,11 +191,11 @@ def wanted(settings: Settings, columns: Sequence[str]) -> Template | Fields | st
             fix="say it: --template '…{field}…' --completion field, or --prompt-field and --completion-field",
         )
     for field, flag in flags.items():
-        _exists(field, columns, flag)
+        exists(field, columns, flag)
     return recipe
 
 
-def _exists(field: str, columns: Sequence[str], flag: str) -> None:
+def exists(field: str, columns: Sequence[str], flag: str) -> None:
     if field not in columns:
         raise UserError(
             f"the data has no field {field!r}{nearest(field, columns)}",

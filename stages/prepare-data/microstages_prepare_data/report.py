@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microstages_prepare_data.encode import CUT, END_INSIDE, ENDS, MOVED_BORDER, NOTHING_TRAINED, SPLITS, TOO_LONG
+from microstages_prepare_data.encode import (
+    CUT,
+    END_INSIDE,
+    ENDS,
+    MOVED_BORDER,
+    NOTHING_TRAINED,
+    SPLITS,
+    TOO_LONG,
+    TOO_SHORT,
+)
 from microstages_prepare_data.plan import Plan
+from microstages_prepare_data.settings import LINES
 from microstages_prepare_data.spool import Spool
 from microstages_prepare_data.write import Written
 
@@ -33,6 +43,7 @@ class Tally:
 
     rows: int = 0
     bad: int = 0
+    empty: int = 0
     first_bad: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -43,6 +54,8 @@ class SplitTally:
     duplicates: int = 0
     dropped_long: int = 0
     dropped_untrained: int = 0
+    dropped_short: int = 0
+    longest_short: int = 0
     cut: int = 0
     ends: int = 0
     end_inside: int = 0
@@ -56,9 +69,13 @@ class SplitTally:
     @staticmethod
     def of(spool: Spool) -> SplitTally:
         t = SplitTally(duplicates=spool.duplicates)
-        for flags in spool.dropped():
+        for rows in spool.first_of_equal():
+            flags = rows["flags"]
             t.dropped_long += int(np.count_nonzero(flags & TOO_LONG))
             t.dropped_untrained += int(np.count_nonzero(flags & NOTHING_TRAINED))
+            if len(short := rows["full"][flags & TOO_SHORT != 0]):
+                t.dropped_short += len(short)
+                t.longest_short = max(t.longest_short, int(short.max()))
         codes: Counter[int] = Counter()
         shortest = []
         for window in spool.windows():
@@ -107,6 +124,8 @@ def summary(
             "duplicate": sum(t.duplicates for t in tallies.values()),
             "dropped_too_long": sum(t.dropped_long for t in tallies.values()),
             "dropped_nothing_to_train": sum(t.dropped_untrained for t in tallies.values()),
+            **({"dropped_too_short": short} if (short := sum(t.dropped_short for t in tallies.values())) else {}),
+            **({"dropped_empty": read.empty} if read.empty else {}),
             "train": written["train"].rows,
             "held_out": written["test"].rows,
             "truncated": sum(t.cut for t in tallies.values()),
@@ -131,9 +150,9 @@ def summary(
             "packing_efficiency": round(w.tokens / (w.bins * plan.max_length), 4) if w.bins else None,
             "trained_share": round(w.trained_tokens / w.tokens, 4) if w.tokens else None,
         }
-        if plan.settings.strategy == "join":
+        if plan.settings.joins:
             value[split]["tokens_left_over"] = w.cut_off
-        elif plan.end_id is not None:
+        elif plan.end_id is not None and not plan.settings.chosen:
             value[split]["examples_with_trained_end_token"] = t.ends
         if t.labels is not None:
             value[split]["answers"] = t.labels
@@ -221,10 +240,13 @@ def markdown(report: dict[str, Any]) -> str:
     lines += ["| rows | |", "|---|---:|"]
     names = {
         "read": "read", "bad": "bad", "duplicate": "duplicate", "dropped_too_long": "dropped: too long",
-        "dropped_nothing_to_train": "dropped: nothing to train", "train": "train", "held_out": "held out",
+        "dropped_nothing_to_train": "dropped: nothing to train", "dropped_too_short": "dropped: too short",
+        "dropped_empty": "dropped: empty", "train": "train", "held_out": "held out",
         "truncated": "truncated (of train and held out)",
     }  # fmt: skip
-    lines += [f"| {text} | {rows[name]:,} |" for name, text in names.items() if rows[name] or name in ("read", "train")]
+    lines += [
+        f"| {text} | {rows[name]:,} |" for name, text in names.items() if rows.get(name) or name in ("read", "train")
+    ]
     lines += ["", "| | train | test |", "|---|---:|---:|"]
     splits = [report.get(s, {}) for s in SPLITS]
 
@@ -268,8 +290,9 @@ def spoken(report: dict[str, Any]) -> list[str]:
     """The report in a few lines for a terminal."""
     rows, how, train = report["rows"], report["how"], report["train"]
     gone = [("bad", "bad"), ("duplicate", "duplicate"), ("dropped_too_long", "too long"),
-            ("dropped_nothing_to_train", "without anything to train")]  # fmt: skip
-    parts = [f"{rows[name]:,} {text}" for name, text in gone if rows[name]]
+            ("dropped_nothing_to_train", "without anything to train"), ("dropped_too_short", "too short"),
+            ("dropped_empty", "empty")]  # fmt: skip
+    parts = [f"{rows[name]:,} {text}" for name, text in gone if rows.get(name)]
     out = [
         f"{rows['read']:,} rows: " + ", ".join([f"{rows['train']:,} train", f"{rows['held_out']:,} held out", *parts])
     ]
@@ -278,7 +301,7 @@ def spoken(report: dict[str, Any]) -> list[str]:
         f"{train['tokens']:,} tokens to train on, loss on {train['trained_share']:.0%} ({how['loss']}); a row has"
         f" {lengths['min']}–{lengths['max']} tokens, {lengths['p50']} at the median"
     )
-    if how["strategy"] != "line":
+    if how["strategy"] not in LINES:
         out.append(f"{train['bins']:,} sequences of at most {how['max_length']} tokens, {efficiency:.1%} full")
     if report["examples"]:
         text = report["examples"][0]["text"]

@@ -150,11 +150,11 @@ class Spool:
                     begin += tokens
                     a = b
 
-    def dropped(self) -> Iterator[NDArray[Any]]:
-        """The flags of rows that are no duplicates, a block at a time."""
+    def first_of_equal(self) -> Iterator[NDArray[Any]]:
+        """The records of rows that are no duplicates, a block at a time."""
         with (self.folder / "duplicate").open("rb") as f:
             for _, rows in self._records():
-                yield rows["flags"][np.fromfile(f, np.uint8, len(rows)) == 0]
+                yield rows[np.fromfile(f, np.uint8, len(rows)) == 0]
 
     def tokens(self, name: str) -> Iterator[tuple[Window, NDArray[Any]]]:
         """Each window with its `ids` or `trained`."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from microstages_prepare_data.packing import pack
+from microstages_prepare_data.sequences import Spans, Stream, batches
 from microstages_prepare_data.spool import Spool
 
 if TYPE_CHECKING:
@@ -106,6 +107,24 @@ def _write_blocks(spool: Spool, file: Path, max_length: int) -> Written:
                 out.write(np.full(min(left, BLOCK), value, np.int32).tobytes())
         trained = _stream(out, whole("ids"), whole("trained"))
     return Written(rows, blocks, blocks, blocks * max_length, trained, total - blocks * max_length)
+
+
+def write_spans(stream: Stream, spans: Spans, file: Path, pad_id: int | None, max_length: int, rows: int) -> Written:
+    """Write chosen sequences, each an example and a bin of its own. Nothing is written where there is none."""
+    if not len(spans):
+        return Written(rows, 0, 0, 0, 0, spans.cut_off)
+    lengths = spans.lengths if pad_id is None else np.full(len(spans), max_length)
+    tokens = int(lengths.sum())
+    with file.open("wb") as out:
+        _header(out, stream.ids.dtype, len(spans), len(spans), tokens)
+        out.write(lengths.astype(np.int32).tobytes())
+        out.write(np.ones(len(spans), np.int32).tobytes())
+        trained = _stream(
+            out,
+            (ids for ids, _ in batches(stream, spans, pad_id, max_length)),
+            (mask for _, mask in batches(stream, spans, pad_id, max_length)),
+        )
+    return Written(rows, len(spans), len(spans), tokens, trained, spans.cut_off)
 
 
 def _header(out: BinaryIO, dtype: Any, examples: int, bins: int, tokens: int) -> None:

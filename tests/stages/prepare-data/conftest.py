@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -110,6 +111,30 @@ def another_model(model: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def spaced(another_model: Callable[..., Path]) -> Path:
+    """A model whose tokenizer puts a space before every text, as Llama 2's and Phi-3's do."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+
+    folder = another_model(tokenizer_config={"eos_token": "</s>", "bos_token": "<s>"}, generation_config=None)
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    alphabet = sorted(set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,:#?'\n▁"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["The tone is fear. The lamp went out. joy fear sadness"] * 3, trainer)
+    tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True), AddedToken("<|end|>", rstrip=True),
+                                  AddedToken("<|assistant|>", rstrip=True)])  # fmt: skip
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": tokenizer.token_to_id("</s>")}))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def text(model: Path) -> ModelText:
     """The model's tokenizer and template."""
@@ -138,7 +163,10 @@ def prepare(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> I
         argv = ["--source", str(source), "--model", str(model), "--output", str(output)]
         for name, value in params.items():
             flag = name.replace("_", "-")
-            argv += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+            if isinstance(value, bool):
+                argv.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                argv += [w for v in (value if isinstance(value, list) else [value]) for w in (f"--{flag}", str(v))]
         capfd.readouterr()
         code = main.main(argv)
         said = capfd.readouterr().err
@@ -150,3 +178,15 @@ def prepare(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> I
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def need_datasets() -> Any:
+    """The package `datasets`, to compare with. $MICROSTAGES_REQUIRE_DATASETS=1: without it the tests fail."""
+    try:
+        import datasets
+    except ImportError:
+        if os.environ.get("MICROSTAGES_REQUIRE_DATASETS") == "1":
+            pytest.fail("splits are not compared: the package datasets is missing")
+        pytest.skip("COMPARISON WITH datasets NOT TESTED: pip install datasets==5.2.0")
+    return datasets

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from pathlib import Path
 
-import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import Tokenizer
 
 EOS = 0  # <|endoftext|>
 ROW = {"phrase": "The lamp went out.", "tone": "fear"}
@@ -136,28 +133,6 @@ def test_small_vocabularies_are_stored_in_16_bits_and_large_ones_in_32(prepare, 
         assert tensors["input_ids"].dtype == wanted
         assert {k: str(v.dtype) for k, v in tensors.items() if k != "input_ids"} == {
             "trained": "uint8", "example_lengths": "int32", "bin_lengths": "int32"}  # fmt: skip
-
-
-@pytest.fixture
-def spaced(another_model) -> Path:
-    """A model whose tokenizer puts a space before every text, as Llama 2's and Phi-3's do."""
-    folder = another_model(tokenizer_config={"eos_token": "</s>", "bos_token": "<s>"}, generation_config=None)
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    alphabet = sorted(set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,:#?'\n▁"))
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(["The tone is fear. The lamp went out. joy fear sadness"] * 3, trainer)
-    tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True), AddedToken("<|end|>", rstrip=True),
-                                  AddedToken("<|assistant|>", rstrip=True)])  # fmt: skip
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = json.loads((folder / "config.json").read_bytes())
-    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": tokenizer.token_to_id("</s>")}))
-    return folder
 
 
 def test_a_tokenizer_that_begins_texts_with_a_space_adds_none_in_the_middle(prepare, spaced):

@@ -66,6 +66,28 @@ def test_it_trains_on_a_4_bit_base_and_says_exactly_what_was_quantized(run_stage
     assert open_artifact(str(tmp_path / "b"), ["adapter"]).manifest.metrics["resumed_from_step"] >= 3
 
 
+def test_loftq_begins_with_what_the_quantization_lost(run_stage, tones, tiny_model, tmp_path):
+    still = ("--steps", 1, "--learning-rate", "1e-12", "--compute-dtype", "fp32", "--rank", 16, "--alpha", 32)
+    for name, options in (("a", ("--init", "loftq")), ("plain", ())):
+        done = train(run_stage, tones, tiny_model, tmp_path / name, *still, *options)
+        assert done.code == 0, done.stderr
+        merged = run_stage("merge", "--base-model", tiny_model, "--adapter", tmp_path / name, "--dtype", "fp32",
+                           "--output", tmp_path / f"merged-{name}")  # fmt: skip
+        assert merged.code == 0, merged.stderr
+    assert open_artifact(str(tmp_path / "a"), ["adapter"]).metadata["quantization"]["loftq"] is True
+    errors = {"a": 0.0, "plain": 0.0}
+    with safe_open(tiny_model / "model.safetensors", "pt") as base:
+        for name in errors:
+            with safe_open(tmp_path / f"merged-{name}" / "model.safetensors", "pt") as file:
+                for module in (m for m in QUANTIZED if "down_proj" not in m):  # which the CPU distorts
+                    lost = file.get_tensor(f"{module}.weight") - base.get_tensor(f"{module}.weight").float()
+                    errors[name] += float(lost.square().sum())
+    assert 0 < errors["a"] < 0.7 * errors["plain"], "a part of what was lost, of rank 16, is there again"
+    done = run_stage("merge", "--base-model", tiny_model, "--adapter", tmp_path / "a", "--base", "original",
+                     "--output", tmp_path / "wrong")  # fmt: skip
+    assert done.code == 2 and "belongs to the dequantized base only" in done.stderr
+
+
 def test_fp4_in_fp32_without_double_quantization(run_stage, tones, tiny_model, tmp_path):
     options = ("--quant-type", "fp4", "--no-double-quant", "--compute-dtype", "fp32", "--gradient-checkpointing")
     done = train(run_stage, tones, tiny_model, tmp_path / "a", *options)

@@ -138,7 +138,7 @@ def add_adapter(causal: Any, settings: Settings) -> Any:
         modules_to_save=saved,
         use_rslora=settings.rslora,
         use_dora=settings.dora,
-        init_lora_weights=True if settings.init == "kaiming" else settings.init,  # type: ignore[arg-type]
+        init_lora_weights=True if settings.init in ("kaiming", "loftq") else settings.init,  # type: ignore[arg-type]
         ensure_weight_tying=bool(saved) and tied(causal),
         task_type="CAUSAL_LM",
     )

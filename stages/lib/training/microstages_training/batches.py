@@ -2,8 +2,8 @@
 
 The order is a pure function of the data, the seed and the step, so a run can go on from any step:
 
-* in each epoch the bins are shuffled; consecutive bins fill micro-batches of at most `batch_tokens` tokens, and
-  `accumulation` micro-batches make an optimizer step;
+* in each epoch the bins are shuffled; consecutive bins fill micro-batches of at most `batch_tokens` tokens, or of
+  `batch_size` bins, and `accumulation` micro-batches make an optimizer step;
 * with several processes each takes its share of a step's bins: what a step is made of does not depend on their number.
 
 A micro-batch is flat: whole examples one after another, no padding. Tokens that no trained token depends on (after an
@@ -108,21 +108,28 @@ class Plan:
     seed: int
     epochs: float
     steps: int | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         longest = int(self.bin_tokens.max())
-        if longest > self.batch_tokens:
+        if longest > self.batch_tokens and self.batch_size is None:
             raise UserError(
                 f"a micro-batch of {self.batch_tokens:,} tokens cannot hold a sequence of {longest:,}",
                 where="--batch-tokens",
                 fix=f"give at least {longest}, or prepare the data with a smaller max_length",
             )
 
+    def fill(self, bins: Any) -> list[slice]:
+        """Consecutive bins as slices, each a micro-batch."""
+        if self.batch_size is None:
+            return fill(self.bin_tokens[bins], self.batch_tokens)
+        return [slice(at, min(at + self.batch_size, len(bins))) for at in range(0, len(bins), self.batch_size)]
+
     @lru_cache(maxsize=2)  # noqa: B019  (a plan lives as long as the process)
     def epoch(self, number: int) -> tuple[Any, list[list[slice]]]:
         """The order of the bins in an epoch, and its steps as micro-batches of that order."""
         order = np.random.default_rng([self.seed, number]).permutation(len(self.bin_tokens))
-        micro = fill(self.bin_tokens[order], self.batch_tokens)
+        micro = self.fill(order)
         return order, [micro[i : i + self.accumulation] for i in range(0, len(micro), self.accumulation)]
 
     @cached_property
@@ -163,4 +170,4 @@ class Plan:
             if taker == rank:
                 mine.append(b)
         own = np.asarray(mine, dtype=np.int64)
-        return [own[s] for s in fill(self.bin_tokens[own], self.batch_tokens)]
+        return [own[s] for s in self.fill(own)]

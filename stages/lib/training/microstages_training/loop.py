@@ -103,6 +103,7 @@ def _train(task: Task, state: State, eval_steps: set[int]) -> None:
                 point = {"step": state.step, "epoch": epoch, "loss": state.loss_sum / max(1.0, state.trained_sum)}
                 point |= {"learning_rate": rate, "gradient_norm": done.norm}
                 state.curve.append({k: _short(v) for k, v in point.items()})
+                task.report.metric(**state.curve[-1])
                 state.loss_sum = state.trained_sum = 0.0
             bar.update(state.step, loss=f"{done.loss:.3f}", speed=f"{meter.tokens / meter.seconds:,.0f} tokens/s")
             if done.stop:
@@ -200,7 +201,7 @@ def _evaluate(task: Task, state: State) -> None:
     task.report.metric(step=state.step, eval_loss=loss)
     if loss < state.best_loss:
         state.best_loss, state.worse = loss, 0
-        if task.settings.early_stopping_patience:
+        if task.settings.keeps_best:
             state.best = {k: v.clone() for k, v in adapter.weights(task.model.peft).items()}
     else:
         state.worse += 1

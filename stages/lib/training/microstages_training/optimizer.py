@@ -39,8 +39,11 @@ def make_optimizer(parameters: Iterable[Any], settings: Settings, device: Any) -
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
+    rest: dict[str, Any] = {
+        "lr": settings.learning_rate, "betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon
+    }  # fmt: skip
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        return torch.optim.AdamW(groups, fused=True, **rest)
     require_gpu(settings, device)
     import bitsandbytes
 
@@ -49,7 +52,7 @@ def make_optimizer(parameters: Iterable[Any], settings: Settings, device: Any) -
         "paged-adamw-8bit": bitsandbytes.optim.PagedAdamW8bit,
         "paged-adamw-32bit": bitsandbytes.optim.PagedAdamW32bit,
     }
-    return kinds[settings.optimizer](groups, lr=settings.learning_rate)
+    return kinds[settings.optimizer](groups, **rest)
 
 
 def require_gpu(settings: Settings, device: Any) -> None:

@@ -5,6 +5,7 @@ Reference: Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs, https
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from microstages.errors import UserError
@@ -72,3 +73,48 @@ def record(causal: Any, settings: Settings) -> dict[str, Any]:
         "device": state.absmax.device.type,  # the scales of double quantization differ in the last bit
         "modules": sorted(quantized),
     }
+
+
+def begin_by_loftq(peft: Any, folder: Path, rank: int) -> None:
+    """Let each adapter begin as the best approximation of what the quantization of its layer lost, of rank `rank`:
+    scale·B·A ≈ W − dequantized(W). One iteration of LoftQ. `folder`: the model with the weights as they were.
+
+    Reference: Li et al., LoftQ: LoRA-Fine-Tuning-Aware Quantization for LLMs, https://arxiv.org/abs/2310.08659
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+
+    weights = _Weights(folder)
+    for name, module in layers(peft).items():
+        layer = name.removeprefix("base_model.model.").removesuffix(".base_layer")
+        parent = peft.get_submodule(name.removesuffix(".base_layer"))
+        if "default" not in getattr(parent, "lora_A", {}):
+            continue
+        with torch.no_grad():
+            weight = module.weight
+            now = dequantize_4bit(weight.data, weight.quant_state).float()
+            lost = weights.read(f"{layer}.weight").to(now.device, torch.float32) - now
+            u, s, v = torch.linalg.svd(lost, full_matrices=False)
+            root = s[:rank].sqrt()
+            parent.lora_B["default"].weight.copy_(u[:, :rank] * root)
+            parent.lora_A["default"].weight.copy_(root[:, None] * v[:rank] / parent.scaling["default"])
+
+
+class _Weights:
+    """The weights of a model folder, one tensor at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        self._open: dict[str, Any] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            opened = safe_open(file, "pt")
+            self._open |= dict.fromkeys(opened.keys(), opened)
+        self._ends = {n.partition(".")[2]: n for n in self._open}  # files of a bare model have no first part
+
+    def read(self, name: str) -> Any:
+        found = name if name in self._open else name.partition(".")[2]
+        found = found if found in self._open else self._ends.get(name, found)
+        if found not in self._open:
+            raise UserError(f"the model's files hold no {name}", where=name, fix="use --init kaiming")
+        return self._open[found].get_tensor(found)

@@ -28,11 +28,24 @@ ModulesToSave = Annotated[
 Init = Annotated[
     Literal["kaiming", "gaussian", "orthogonal"], Param("how the adapter begins; the model's answers do not change")
 ]
+QuantizedInit = Annotated[
+    Literal["kaiming", "gaussian", "orthogonal", "loftq"],
+    Param("how the adapter begins; all but loftq leave the model's answers as they are, loftq makes up for what the "
+          "quantization lost"),
+]  # fmt: skip
 LearningRate = Annotated[float, Param("learning rate at its highest", above=0)]
 Schedule = Annotated[Literal["linear", "cosine", "constant"], Param("how the learning rate falls after the warm-up")]
 Warmup = Annotated[float, Param("warm-up: below 1 a share of all steps, else steps", min=0)]
 Epochs = Annotated[float, Param("how often all data is seen", above=0)]
 Steps = Annotated[int | None, Param("optimizer steps to take, instead of epochs", min=1)]
+BatchSize = Annotated[
+    int | None, Param("a micro-batch: so many sequences, in place of batch_tokens", min=1, unit="sequences")
+]
+DataSeed = Annotated[int | None, Param("of the order of the data, in place of seed", min=0, max=2**32 - 1)]
+Beta1 = Annotated[float, Param("AdamW's decay of the mean of gradients", min=0, below=1)]
+Beta2 = Annotated[float, Param("AdamW's decay of the mean of their squares", min=0, below=1)]
+Epsilon = Annotated[float, Param("AdamW's term in the denominator", above=0)]
+KeepBest = Annotated[bool, Param("keep the adapter of the best evaluation, not the last one")]
 BatchTokens = Annotated[int, Param("a micro-batch: as many sequences as fit", min=1, unit="tokens")]
 Accumulation = Annotated[int, Param("micro-batches in an optimizer step, over all GPUs", min=1)]
 MaxGradNorm = Annotated[float, Param("gradients are clipped to this norm; 0: not clipped", min=0)]
@@ -100,14 +113,20 @@ class Settings:
     epochs: float = 3.0
     steps: int | None = None
     batch_tokens: int = 4096
+    batch_size: int | None = None
     accumulation: int = 1
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     gradient_checkpointing: bool = False
     precision: str = "auto"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     seed: int = 0
+    data_seed: int | None = None
     eval_every: float = 0.25
     early_stopping_patience: int = 0
+    keep_best: bool = False
     gpus: int = 0
     shard: str = "auto"
     liger: bool = False
@@ -118,6 +137,11 @@ class Settings:
     optimizer: str = "adamw"
     quant_type: str | None = None  # None: the base model is not quantized
     double_quant: bool = True
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the adapter of the best evaluation is what comes out."""
+        return self.keep_best or self.early_stopping_patience > 0
 
     def check(self) -> None:
         """Raise UserError for what only shows when parameters are seen together."""
@@ -131,6 +155,8 @@ class Settings:
             )
         if self.shard == "on" and self.quant_type is not None:
             raise UserError("a 4-bit base model is not shared out", where="--shard", fix="use train-lora, or leave it")
+        if self.init == "loftq" and (self.dora or self.quant_type is None):
+            raise UserError("loftq is for a plain adapter on a 4-bit base", where="--init", fix="use kaiming")
         if self.target_modules == []:
             raise UserError("it is empty", where="--target-modules", fix="leave it away for all linear layers")
 

@@ -196,11 +196,12 @@ def check(job: Job, base_uri: str) -> None:
             where=job.dataset_uri,
             fix=f"prepare the data with --max-length {limit} or less",
         )
-    if job.settings.early_stopping_patience and test is None:
+    if job.settings.keeps_best and test is None:
+        early = job.settings.early_stopping_patience > 0
         raise UserError(
-            "early stopping needs held-out rows, and the data set has none",
-            where="--early-stopping-patience",
-            fix="prepare the data with a test_fraction above 0, or leave early stopping away",
+            f"{'early stopping' if early else 'the best adapter'} needs held-out rows, and the data set has none",
+            where="--early-stopping-patience" if early else "--keep-best",
+            fix="prepare the data with a test_fraction above 0, or leave it away",
         )
 
 
@@ -225,8 +226,9 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
 
     train, test = (Examples(s) if s is not None else None for s in job.splits())
     assert train is not None
-    plan = Plan(train.bin_tokens, settings.batch_tokens, settings.accumulation, settings.seed, settings.epochs,
-                settings.steps)  # fmt: skip
+    order = settings.seed if settings.data_seed is None else settings.data_seed
+    plan = Plan(train.bin_tokens, settings.batch_tokens, settings.accumulation, order, settings.epochs,
+                settings.steps, settings.batch_size)  # fmt: skip
     if (warmup := warmup_steps(settings.warmup, plan.total)) > plan.total:
         raise UserError(
             f"{warmup:,} steps of warm-up are more than the {plan.total:,} there are",
@@ -261,7 +263,12 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
     shared = sharding.wanted(causal, settings, team, device, report)
     if not shared and settings.quant_type is None:
         causal.to(device)
-    model = Model(causal, add_adapter(causal, settings), device, precision, sharded=shared)
+    peft = add_adapter(causal, settings)
+    if settings.init == "loftq" and resume is None:
+        quantized.begin_by_loftq(peft, Path(job.base_model), settings.rank)
+    if settings.init == "loftq":
+        facts["quantization"]["loftq"] = True
+    model = Model(causal, peft, device, precision, sharded=shared)
     if shared:
         sharding.shard(causal, team, device)
     threads = set_threads(settings.threads, free, before.get("threads", 0))
@@ -271,7 +278,7 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
     parameters = sum(p.numel() for _, p in model.trained)
     report.log(
         f"{parameters:,} parameters to train on {device.type}, {precision}, {threads} threads; "
-        f"{plan.total:,} steps of up to {settings.batch_tokens * settings.accumulation:,} tokens"
+        f"{plan.total:,} steps of {_step_size(settings)}"
     )
     check_end_token(model, train, job.dataset_metadata, settings, report)
     keeper = None
@@ -328,3 +335,9 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
         **{k: job.dataset_metadata.get(k) for k in CARRIED},
     }
     return {"metadata": facts, "metrics": metrics}
+
+
+def _step_size(settings: Settings) -> str:
+    if settings.batch_size is not None:
+        return f"{settings.batch_size * settings.accumulation:,} sequences"
+    return f"up to {settings.batch_tokens * settings.accumulation:,} tokens"
