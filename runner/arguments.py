@@ -165,8 +165,13 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
         "into generation overwrite json",
     ),
     "compare": (
-        {"stages": {"nargs": "*", "metavar": "STAGE",
-                    "help": "stages that use infer, tags, or addresses of predictions (default: all of the pipeline)"}},
+        {
+            "stages": {
+                "nargs": "*",
+                "metavar": "STAGE",
+                "help": "stages that use infer, tags, or addresses of predictions (default: all of the pipeline)",
+            }
+        },
         "page json",
     ),
     "gc": (_PIPELINE, "keep-runs older-than cache yes json"),

@@ -31,7 +31,6 @@ class Where:
     name: str = "process"
     options: Mapping[str, Any] = field(default_factory=dict)
 
-
     def sees(self, path: Path) -> bool:
         """Whether a path of this machine is the same there: below a volume that both have."""
         return any(path.is_relative_to(str(v["path"])) for v in self.options.get("volumes") or ())

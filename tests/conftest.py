@@ -169,6 +169,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def eventually() -> Waiter:
     """Wait until something is true, and return it."""
+
     def wait(condition: Callable[[], Any]) -> Any:
         end = time.monotonic() + 60
         while time.monotonic() < end:

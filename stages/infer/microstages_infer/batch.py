@@ -75,10 +75,17 @@ def answer_all(
     return [answers[i] for i in range(len(rows))], clock
 
 
-def write(file: Path, rows: Sequence[Row], answers: Sequence[Answer], marks: Sequence[bool | None]) -> None:
-    """`predictions.jsonl`: a line for each row. `correct` is null where no reference is known."""
+def write(
+    file: Path,
+    rows: Sequence[Row],
+    answers: Sequence[Answer],
+    marks: Sequence[bool | None],
+    losses: Sequence[float | None] = (),
+) -> None:
+    """`predictions.jsonl`: a line for each row. `correct` is null where no reference is known, `loss` where it was not
+    read; without `losses` there is none."""
     with file.open("w", encoding="utf-8", newline="\n") as f:
-        for row, a, mark in zip(rows, answers, marks, strict=True):
+        for i, (row, a, mark) in enumerate(zip(rows, answers, marks, strict=True)):
             value: dict[str, Any] = {
                 "prompt": row.prompt,
                 "completion": row.reference,
@@ -87,6 +94,9 @@ def write(file: Path, rows: Sequence[Row], answers: Sequence[Answer], marks: Seq
                 "tokens": a.generated,
                 "correct": mark,
             }
+            if losses:
+                loss = losses[i]
+                value["loss"] = None if loss is None else round(loss, 4)
             if a.problem:
                 value["problem"] = a.problem
             f.write(json.dumps(value, ensure_ascii=False) + "\n")
@@ -118,11 +128,13 @@ def summary(facts: dict[str, Any], measured: dict[str, Any], batch_size: int) ->
         lines.append(
             (
                 "accuracy",
-                f"{facts['accuracy']:.3f}   ({facts['metric']}; majority class {facts['majority_share']:.3f}{classes})",
+                f"{facts['accuracy']:.3f}   ({facts['metric']}; 95 % interval {facts['accuracy_low']:.3f} to "
+                f"{facts['accuracy_high']:.3f}; majority class {facts['majority_share']:.3f}{classes})",
             )
         )
         for label, v in facts.get("labels", {}).items():
-            lines.append((f"  {_short(label, 14)}", f"{v['recall']:.3f}   of {v['rows']:,}"))
+            lines.append((f"  {_short(label, 14)}", f"{v['recall']:.3f}   of {v['rows']:,}, F1 {v['f1']:.3f}"))
+    lines += _measured(m)
     lines.append(("ended", f"{facts['ended_share']:.1%} of the answers"))
     if facts["unanswered"]:
         lines.append(("unanswered", f"{facts['unanswered']:,} prompts that are empty or too long"))
@@ -136,6 +148,23 @@ def summary(facts: dict[str, Any], measured: dict[str, Any], batch_size: int) ->
     if "peak_gpu_memory_bytes" in m:
         lines.append(("GPU memory", f"{size(m['peak_gpu_memory_bytes'])} at most"))
     return "\n".join(f"  {name:<16} {value}" for name, value in lines)
+
+
+def _measured(m: dict[str, Any]) -> list[tuple[str, str]]:
+    """Loss, forgetting and agreement, as far as they were measured."""
+    lines = []
+    if "loss" in m:
+        lines.append(("loss", f"{m['loss']:.4f} a token, perplexity {m['perplexity']:.4g}"))
+    if "neutral_loss" in m:
+        lines.append(
+            ("neutral text", f"perplexity {m['neutral_perplexity']:.4g}   ({m['neutral_tokens']:,} tokens)"),
+        )
+    if "kl_mean" in m:
+        lines.append(("agreement", f"{m['top1_agreement']:.3f} of the tokens, KL {m['kl_mean']:.2g}"))
+    if "identical_answers_share" in m:
+        same = f"{m['common_prefix_tokens']:.1f} tokens alike"
+        lines.append(("same answers", f"{m['identical_answers_share']:.1%}, {same}"))
+    return lines
 
 
 def mistakes(rows: Sequence[Row], answers: Sequence[Answer], marks: Sequence[bool | None]) -> str:

@@ -10,6 +10,7 @@ from microstages.errors import UserError
 from microstages.stage import Input, Output, Param, Run, stage
 
 from microstages_infer.decoding import Engine, Limits
+from microstages_infer.measure import Measure, Wish
 from microstages_infer.prompts import Row, Wrap, from_dataset, from_files
 from microstages_infer.sampling import Sampling
 
@@ -23,6 +24,12 @@ def main(
     dataset: Annotated[Artifact | None, Input("dataset", help="answer its held-out rows, and compare")] = None,
     prompts: Annotated[
         Artifact | None, Input("files", help=".txt: a prompt a line; else JSON Lines: prompt or messages, completion")
+    ] = None,
+    neutral: Annotated[
+        Artifact | None, Input("files", help="a plain text not of the task: perplexity on it tells what was forgotten")
+    ] = None,
+    reference: Annotated[
+        Artifact | None, Input("predictions", help="of another form, made with --keep-scores: how far this one agrees")
     ] = None,
     output: Annotated[
         Draft | None,
@@ -60,6 +67,15 @@ def main(
     normalize: Annotated[
         Literal["none", "strip", "case"], Param("before comparing: strip white space, also make case and spaces alike")
     ] = "strip",
+    loss: Annotated[
+        Literal["auto", "yes", "no"],
+        Param("of the right answers, read in a pass of their own; auto: where scores, reference or neutral are given"),
+    ] = "auto",
+    keep_scores: Annotated[
+        bool, Param("keep the likeliest 64 tokens at each place of the right answers, for others to compare with")
+    ] = False,
+    neutral_window: Annotated[int, Param("neutral text that is read at once", min=2, unit="tokens")] = 256,
+    neutral_tokens: Annotated[int, Param("neutral text that is read at most", min=2, unit="tokens")] = 16384,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], Param("of torch; auto: fp32 on a CPU, the model's own on a GPU")
     ] = "auto",
@@ -73,6 +89,8 @@ def main(
         model=model, adapter=adapter, dataset=dataset, prompts=prompts, output=output, prompt=prompt, chat=chat,
         as_chat=as_chat, add_bos=add_bos, system=system, limit=limit, metric=metric, precision=precision,
     )  # fmt: skip
+    wish = Wish(loss, keep_scores, neutral, neutral_window, neutral_tokens, reference)
+    wish.check(dataset is not None or prompts is not None)
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise UserError(
             "nothing is drawn at temperature 0",
@@ -110,6 +128,7 @@ def main(
             fix="give rows with a completion, or leave --metric away",
         )
     metric_ = "exact_match" if metric == "auto" else metric
+    measure = Measure(wish, wrap, rows, dataset)
 
     began = time.perf_counter()
     engine = _engine(run, model, adapter, device=device, precision=precision, threads=threads)
@@ -132,15 +151,21 @@ def main(
         )
     if output is None:
         return
+    peak = peak_memory()  # of answering alone
     marks, facts = scoring.score(rows, answers, metric_, normalize)
-    batch.write(output.path / "predictions.jsonl", rows, answers, marks)
+    measured = measure.run(run.report, engine, answers, batch_size, output.path)
+    batch.write(output.path / "predictions.jsonl", rows, answers, marks, measured.losses)
     form = "onnx" if model.kind == "onnx-model" else "adapter" if adapter else "model"
-    output.metadata.update(form=form, max_new_tokens=limits.new_tokens, **facts)
+    output.metadata.update(form=form, max_new_tokens=limits.new_tokens, rows_digest=measure.digest, **facts)
+    if reference is not None:
+        output.metadata["reference"] = reference.digest
     output.metrics.update(
-        **{k: v for k, v in facts.items() if k != "labels"},
+        **{k: v for k, v in facts.items() if k not in ("labels", "confusion")},
+        **measured.figures,
         **batch.speed(answers, clock),
-        **peak_memory(),
+        **peak,
         model_bytes=_weight(model) + (_weight(adapter) if adapter else 0),
+        disk_bytes=_all(model) + (_all(adapter) if adapter else 0),
         load_seconds=round(loading, 3),
         batch_size=batch_size,
         engine=engine.name,
@@ -247,6 +272,11 @@ def _weight(artifact: Artifact) -> int:
     """Bytes of the files that hold weights."""
     names = (n for n in artifact.files if n.endswith((".safetensors", ".onnx", ".onnx.data", ".onnx_data")))
     return sum((artifact.path / n).stat().st_size for n in names)
+
+
+def _all(artifact: Artifact) -> int:
+    """Bytes of all its files."""
+    return sum(path.stat().st_size for path in artifact.paths())
 
 
 if __name__ == "__main__":

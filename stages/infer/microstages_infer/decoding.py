@@ -47,6 +47,11 @@ class Engine(Protocol):
         next prompt begin with alike is computed once.
         """
 
+    def read(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Any]:
+        """Read whole sequences in one batch: for each the logits in front of its tokens from `start` (1 or more) on,
+        shape (length - start, vocabulary), float32.
+        """
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -120,6 +120,33 @@ class OnnxEngine:
             ids, _, length = self._kept
             self._kept = ([*ids, *said], generator, length)
 
+    def read(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Any]:
+        """See `decoding.Engine`. A model that was built to give the last logits only reads token by token."""
+        import numpy as np
+
+        longest = max(len(s) for s in sequences) - 1
+        generator = self._generator(len(sequences), longest + 1)
+        padded = [[*s[:-1], *[PAD] * (longest - len(s) + 1)] for s in sequences]
+        generator.append_tokens(np.array(padded if len(sequences) > 1 else padded[0], dtype=np.int32))
+        logits = np.asarray(generator.get_output("logits"))
+        if logits.shape[1] != longest:
+            return [self._one_by_one(s, start) for s, start in zip(sequences, starts, strict=True)]
+        return [
+            logits[row, start - 1 : len(s) - 1].astype(np.float32)
+            for row, (s, start) in enumerate(zip(sequences, starts, strict=True))
+        ]
+
+    def _one_by_one(self, sequence: Sequence[int], start: int) -> Any:
+        import numpy as np
+
+        generator = self._generator(1, len(sequence))
+        rows = []
+        for part in (sequence[:start], *([token] for token in sequence[start:-1])):
+            generator.append_tokens(np.array(part, dtype=np.int32))
+            logits = np.array(generator.get_logits(), dtype=np.float32)
+            rows.append(logits.reshape(-1, logits.shape[-1])[-1])
+        return np.stack(rows)
+
     def _continued(self, prompt: list[int], room: int) -> Any:
         """A generator that has read the prompt; the one before is taken up where the prompt begins as it did."""
         import numpy as np

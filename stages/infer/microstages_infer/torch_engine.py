@@ -122,6 +122,29 @@ class TorchEngine:
             known = [*prompts[0], *said][:-1]  # the last token was chosen, not read
             self._kept = (known, cache) if cache.get_seq_length() == len(known) else None
 
+    def read(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Any]:
+        """See `decoding.Engine`. Padding stands on the right, where no token looks."""
+        import torch
+
+        longest = max(len(s) for s in sequences) - 1  # after the last token nothing is to predict
+        ids = torch.zeros((len(sequences), longest), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, s in enumerate(sequences):
+            ids[row, : len(s) - 1] = torch.tensor(s[:-1])
+            mask[row, : len(s) - 1] = 1
+        first = min(starts) - 1
+        # some architectures give the logits of every token, whether they are wanted or not
+        only: dict[str, int] = {"logits_to_keep": longest - first} if self._model._supports_logits_to_keep() else {}
+        with torch.inference_mode(), _memory():
+            logits = self._model(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False, **only
+            ).logits
+            logits = logits[:, first - longest :].float().cpu().numpy()
+        return [
+            logits[row, start - 1 - first : len(s) - 1 - first]
+            for row, (s, start) in enumerate(zip(sequences, starts, strict=True))
+        ]
+
     def _continued(self, prompt: list[int]) -> Any:
         """The cache of the last prompt, cut to what this one begins with alike; None where it cannot be cut."""
         from transformers.cache_utils import DynamicLayer

@@ -47,7 +47,7 @@ def onnx(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def write_adapter(base: Path, folder: Path, metadata: Mapping[str, Any] | None = None) -> Path:
+def write_adapter(base: Path, folder: Path, metadata: Mapping[str, Any] | None = None, std: float = 0.05) -> Path:
     """A LoRA adapter of random weights that changes what the model says, with a manifest."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -59,7 +59,7 @@ def write_adapter(base: Path, folder: Path, metadata: Mapping[str, Any] | None =
     peft: Any = get_peft_model(model, config)
     for name, weight in peft.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.05)
+            torch.nn.init.normal_(weight, std=std)
     with Draft(str(folder), "adapter") as draft:
         peft.save_pretrained(draft.path)
         draft.metadata.update({"base_model": outside_digest(base), **(metadata or {})})

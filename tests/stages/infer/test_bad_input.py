@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from microstages.artifact import Draft
+from microstages_infer.agreement import rows_digest
+from microstages_infer.prompts import Row
+from safetensors.numpy import load_file, save_file
 
 Place = Callable[[str], Path]
 
@@ -55,14 +59,31 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Place:
         return altered("base", "config.json", lambda c: c.update(num_hidden_layers=4))
 
     def data(rows: list[dict[str, Any]] | None) -> Path:
-        from microstages.artifact import Draft
-
         with Draft(str(tmp_path / "data"), "dataset") as draft:
             (draft.path / "report.json").write_text("{}")
             if rows is not None:
                 (draft.path / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
             draft.commit({})
         return tmp_path / "data"
+
+    def predicted(name: str, *flags: str) -> Path:
+        """Predictions of one row; with --keep-scores they can be a reference."""
+        file = wrote("asked.jsonl", b'{"prompt": "She said", "completion": " no"}')
+        ask = ("--model", request.getfixturevalue("onnx"), "--max-new-tokens", 2, "--prompts", file)
+        assert request.getfixturevalue("infer")(*ask, *flags, "--output", tmp_path / name).code == 0
+        return tmp_path / name
+
+    def retold(token: int) -> Path:
+        """A reference in which one token is another."""
+        folder = predicted("retold", "--keep-scores")
+        (folder / "artifact.json").unlink()
+        values = load_file(folder / "scores.safetensors")
+        values["tokens"][0] = token
+        with Draft(str(tmp_path / "other"), "predictions") as draft:
+            save_file(values, draft.path / "scores.safetensors")
+            draft.metadata["rows_digest"] = rows_digest([Row("She said", " no")])
+            draft.commit({})
+        return tmp_path / "other"
 
     def for_cuda(config: dict[str, Any]) -> None:
         config["model"]["decoder"]["session_options"]["provider_options"] = [{"cuda": {}}]
@@ -97,6 +118,14 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Place:
         "no-test": lambda: data(None),
         "plain-data": lambda: data([{"prompt": None, "completion": None, "text": "a"}]),
         "bad-data": lambda: data([{"prompt": "a"}]),
+        "KNOWN": lambda: wrote("known.jsonl", b'{"prompt": "She said", "completion": " no"}'),
+        "other-row": lambda: wrote("other.jsonl", b'{"prompt": "He said", "completion": " no"}'),
+        "two-rows": lambda: wrote("two.jsonl", b'{"prompt": "She said", "completion": " no"}\n{"prompt": "b"}'),
+        "scored": lambda: predicted("scored", "--keep-scores"),
+        "no-scores": lambda: predicted("plain"),
+        "other-token": lambda: retold(7),
+        "blank": lambda: wrote("blank.txt", b" \n"),
+        "short": lambda: wrote("short.txt", b"a"),
     }  # fmt: skip
     return lambda name: makers[name]()
 
@@ -152,6 +181,24 @@ CASES: list[tuple[str, tuple[str, ...], str]] = [
     ("data set without held-out rows", ("--model", "@ONNX", "--dataset", "@no-test", *TO), "holds out no rows"),
     ("data set of plain text", ("--model", "@ONNX", "--dataset", "@plain-data", *TO), "no prompt is known"),
     ("data set with a bad row", ("--model", "@ONNX", "--dataset", "@bad-data", *TO), "test.jsonl:1: not a held-out"),
+    ("loss of nothing", ("--model", "@ONNX", "--prompts", "@PROMPTS", *TO, "--loss", "yes"), "there is no loss"),
+    ("loss of one prompt", ("--model", "@ONNX", *ASK, "--loss", "yes"), "no rows to measure on"),
+    ("scores without reading", ("--model", "@ONNX", "--prompts", "@KNOWN", *TO, "--loss", "no", "--keep-scores"),
+     "leave --loss no away"),
+    ("reference without scores", ("--model", "@ONNX", "--prompts", "@KNOWN", *TO, "--reference", "@no-scores"),
+     "hold no scores"),
+    ("reference of another kind", ("--model", "@ONNX", "--prompts", "@KNOWN", *TO, "--reference", "@BASE"),
+     "predictions"),
+    ("reference of other rows", ("--model", "@ONNX", "--prompts", "@other-row", *TO, "--reference", "@scored"),
+     "answer other rows"),
+    ("reference of fewer rows", ("--model", "@ONNX", "--prompts", "@two-rows", *TO, "--reference", "@scored"),
+     "answer other rows (1; here 2)"),
+    ("reference of another tokenizer", ("--model", "@ONNX", "--prompts", "@KNOWN", *TO, "--reference", "@other-token"),
+     "another tokenizer"),
+    ("neutral text without text", ("--model", "@ONNX", "--prompts", "@KNOWN", *TO, "--neutral", "@blank"), "no text"),
+    ("neutral text of one token", ("--model", "@ONNX", "--prompts", "@KNOWN", *TO, "--neutral", "@short"), "longer"),
+    ("neutral text not in UTF-8", ("--model", "@ONNX", "--prompts", "@KNOWN", *TO, "--neutral", "@latin"), "not UTF-8"),
+    ("window of one token", ("--model", "@ONNX", "--prompts", "@KNOWN", *TO, "--neutral-window", "1"), "at least 2"),
     ("prompt longer than the context", ("--model", "@ONNX", "--prompt", "the " * 400), "leaves no room"),
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from microstages.artifact import Draft
 from microstages_infer.decoding import Answer, Limits
 from microstages_infer.prompts import Row
 from microstages_infer.sampling import Sampler, Sampling
-from microstages_infer.scoring import is_correct, percentile, score
+from microstages_infer.scoring import is_correct, percentile, score, wilson
 
 
 def said(text: str, ended: bool = True, problem: str | None = None) -> Answer:
@@ -33,10 +33,16 @@ def test_score_of_hand_made_answers() -> None:
     assert facts["accuracy"] == 0.6 and facts["correct"] == 3 and facts["references"] == 5 and facts["rows"] == 6
     assert facts["majority_share"] == 0.6 and facts["distinct_references"] == 3
     assert facts["labels"] == {
-        "joy": {"rows": 3, "recall": 0.666667},
-        "fear": {"rows": 1, "recall": 1.0},
-        "sadness": {"rows": 1, "recall": 0.0},
+        "joy": {"rows": 3, "recall": 0.666667, "precision": 1.0, "f1": 0.8},
+        "fear": {"rows": 1, "recall": 1.0, "precision": 1.0, "f1": 1.0},
+        "sadness": {"rows": 1, "recall": 0.0, "precision": 0.0, "f1": 0.0},
     }
+    # one answer is no class ("Joy"), one was never made
+    assert facts["confusion"] == {
+        "classes": ["joy", "fear", "sadness"], "counts": [[2, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]],
+    }  # fmt: skip
+    assert facts["macro_f1"] == 0.6 and facts["no_class_share"] == 0.4 and facts["empty_share"] == round(1 / 6, 6)
+    assert (facts["accuracy_low"], facts["accuracy_high"]) == wilson(3, 5)
     assert facts["ended_share"] == round(5 / 6, 6) and facts["unanswered"] == 1
     assert (facts["prompt_tokens"], facts["generated_tokens"]) == (18, 12)
 
@@ -44,6 +50,37 @@ def test_score_of_hand_made_answers() -> None:
 def test_without_references_there_is_no_accuracy() -> None:
     marks, facts = score([Row("a"), Row("b")], [said("x"), said("y")], "exact_match", "strip")
     assert marks == [None, None] and "accuracy" not in facts and "metric" not in facts
+
+
+def test_confusions_of_classes() -> None:
+    """Three of `a` and two of `b`; one `a` is taken for `b`, one `b` for `a`."""
+    rows = [Row("p", c) for c in "aaabb"]
+    _, facts = score(rows, [said(c) for c in "aabba"], "exact_match", "strip")
+    assert facts["confusion"] == {"classes": ["a", "b"], "counts": [[2, 1, 0], [1, 1, 0]]}
+    assert facts["labels"]["a"] == {"rows": 3, "recall": 0.666667, "precision": 0.666667, "f1": 0.666667}
+    assert facts["labels"]["b"] == {"rows": 2, "recall": 0.5, "precision": 0.5, "f1": 0.5}
+    assert facts["macro_f1"] == pytest.approx(7 / 12, abs=1e-6) and facts["no_class_share"] == 0
+
+
+def test_an_answer_that_goes_on_is_of_the_class_it_starts_with() -> None:
+    rows = [Row("p", c) for c in ("joy", "joyless", "joy")]
+    _, facts = score(rows, [said(t) for t in ("joyless, I think", "joyless.", "joy!")], "starts_with", "strip")
+    assert facts["accuracy"] == 1  # the first begins with `joy` too, so it is right
+    assert facts["confusion"]["counts"] == [[2, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"),
+    [  # the formula, by hand, proportion_confint(method="wilson")
+        (8, 10, 0.490162, 0.943318),
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        (50, 100, 0.403832, 0.596168),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_the_interval_of_an_accuracy(right: int, count: int, low: float, high: float) -> None:
+    assert wilson(right, count) == (pytest.approx(low, abs=2e-6), pytest.approx(high, abs=2e-6))
 
 
 def test_many_references_are_no_classes() -> None:
