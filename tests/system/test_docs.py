@@ -26,6 +26,13 @@ DOCS = [
 ]
 # What cannot be run inside the tests: the tests themselves, and what needs other tools installed beside it.
 NOT_HERE = re.compile(r"^(make test|make images FLAVOR=cuda|python benchmarks/|pip install )")
+# What needs a cluster, a workspace or a second machine: the test that runs it against one, or a stand-in, and how it
+# does so.
+ELSEWHERE = {
+    r"runner up --target (aml|azureml)$": ("tests/azureml/test_pipeline.py", '"--target", "aml"'),
+    r"runner export kubernetes ": ("tests/k8s/test_export.py", '"export", "kubernetes", "-o"'),
+    r"MICROSTAGES_NODES=2 .* train-lora ": ("tests/stages/lib/training/test_nodes.py", '"MICROSTAGES_NODE_RANK"'),
+}
 # What needs a Docker engine with the stages' images, and sees it.
 IN_CONTAINERS = re.compile(r"^(docker |make images|python images/|runner doctor|runner .*--target docker)")
 # What reaches an object store: a container `models` of a real server.
@@ -76,6 +83,10 @@ def test_a_documented_command_runs(place: Path, file: str, command: str, request
         for script in re.findall(r"\S+\.py", command):
             assert (ROOT / script).is_file()
         return
+    for pattern, (test, words) in ELSEWHERE.items():
+        if re.match(pattern, command):
+            assert words in (ROOT / test).read_text()
+            return
     own = [ROOT / "stages/train-qlora/.venv/bin", Path(sys.executable).parent]
     path = os.pathsep.join([*(str(p) for p in own), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTEST_ADDOPTS": ""}
