@@ -193,16 +193,19 @@ def doctor(args: argparse.Namespace) -> int:
 
     from runner.doctor import as_text, findings
     from runner.spec import STORE
+    from runner.targets import BUILT_IN, Where
 
-    store, kinds = str(args.pipeline.absolute().parent / STORE), {args.target or ""}
+    folder = args.pipeline.absolute().parent
+    store, places = str(folder / STORE), [Where(args.target, args.target)] if args.target in BUILT_IN else []
     if args.pipeline.exists():
         from runner.pipeline import read
 
         pipeline = read(args.pipeline, args.set, args.target, commands=False)
-        store, kinds = pipeline.store, {s.where.kind for s in pipeline.stages.values()}
+        store, folder = pipeline.store, pipeline.folder
+        places = list({s.where.name: s.where for s in pipeline.stages.values()}.values())
     elif args.pipeline != Path(DEFAULT):
         raise UserError("there is no such file", where=args.pipeline, fix="check the path")
-    found = findings(store, kinds)
+    found = findings(store, places, folder)
     if args.json:
         print_json([asdict(f) for f in found])
     else:

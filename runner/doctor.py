@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,9 +18,11 @@ from microstages.storage import local_path, public
 
 from runner import stages
 from runner.executors import engine
+from runner.targets import ELSEWHERE, Where
 
 State = Literal["ok", "note", "missing"]
 MARKS = {"ok": "ok ", "note": "-- ", "missing": "!! "}
+ANSWER = 20.0  # seconds that a workspace may take
 ROOM = 10 << 30  # bytes; less free disk is worth a word
 DRIVERS = {"adlfs": "abfs:// (Azure Blob)", "s3fs": "s3:// (S3)", "gcsfs": "gs:// (Google Cloud Storage)"}
 CREDENTIALS = {
@@ -40,9 +42,12 @@ class Finding:
     fix: str = ""
 
 
-def findings(store: str, targets: set[str]) -> list[Finding]:
-    """Everything that is found. `store` is where results go, `targets` the kinds of places that are asked for."""
-    return [_machine(), _gpu(), *_processes(), *_docker("docker" in targets), *_store(store), *_credentials()]
+def findings(store: str, places: Sequence[Where], folder: Path) -> list[Finding]:
+    """Everything that is found. `store` is where results go, `places` are those that are asked for, `folder` is the
+    pipeline's."""
+    wanted = any(p.kind == "docker" for p in places)
+    here = [_machine(), _gpu(), *_processes(), *_docker(wanted), *_store(store), *_credentials()]
+    return [*here, *(_elsewhere(p, folder) for p in places if p.kind in ELSEWHERE)]
 
 
 def as_text(found: list[Finding]) -> str:
@@ -123,6 +128,29 @@ def _docker(wanted: bool) -> Iterator[Finding]:
         yield Finding("images", "ok", f"{len(good)} of {len(good) + len(bad)} stages ({flavors})")
     if bad:
         yield Finding("images", "missing" if wanted else "note", "; ".join(bad), "make images")
+
+
+def _elsewhere(place: Where, folder: Path) -> Finding:
+    """Whether a cluster or a workspace is known, and answers to whoever asks here."""
+    what = place.name if place.name == place.kind else f"{place.name} ({place.kind})"
+    try:
+        if place.kind == "kubernetes":
+            from runner.executors.kubernetes.api import Cluster
+
+            cluster = Cluster(str(place.options.get("context") or ""), str(place.options.get("namespace") or ""))
+            cluster.listed("jobs", "app.kubernetes.io/managed-by=microstages")
+            return Finding(what, "ok", f"{cluster.host}, namespace {cluster.namespace}")
+        from microstages.arm import Rest, Token, Workspace, scope_of
+
+        workspace = Workspace.find(folder, place.options)
+        rest = Rest(Token(scope_of(workspace.endpoint)), ANSWER)
+        try:
+            rest.ask("GET", workspace.url())
+        finally:
+            rest.close()
+        return Finding(what, "ok", f"workspace {workspace.name} in {workspace.resource_group}")
+    except UserError as error:
+        return Finding(what, "missing", f"{error.what} {error.where}".strip(), error.fix)
 
 
 def _store(store: str) -> Iterator[Finding]:

@@ -125,3 +125,12 @@ def test_stages_of_one_pipeline_run_in_different_places(project, store, namespac
     logs = {p.stem: p.read_text() for p in (project.folder / ".runner/logs").rglob("*.log")}
     assert {n for n, text in logs.items() if "[kubernetes] " in text} == {"adapter", "merged", "onnx"}
     assert not namespace.listed("jobs", "app.kubernetes.io/managed-by=microstages")["items"]
+
+
+def test_doctor_finds_the_cluster(project, store, namespace):
+    words = project.command("doctor", "--json", "--target", "cluster", "--set", f"store={store.uri()}")
+    done = subprocess.run(
+        words, cwd=project.folder, env=project.environment, capture_output=True, text=True, check=False
+    )
+    found = {f["what"]: f for f in json.loads(done.stdout)}["cluster (kubernetes)"]
+    assert found["state"] == "ok" and f"namespace {namespace.namespace}" in found["text"]

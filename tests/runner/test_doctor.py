@@ -63,3 +63,23 @@ def test_images_of_other_code_are_told(project, engine):
     assert done.code == 2
     assert "was made from other code of merge than lies here" in found(done)["images"]["text"]
     assert found(done)["images"]["fix"] == "make images"
+
+
+def test_a_cluster_and_a_workspace_that_are_asked_for_are_looked_for(project):
+    project.pipeline("""\
+        store: abfs://x/store
+        targets:
+          far: {type: kubernetes, namespace: ml}
+          aml: {type: azureml, compute: gpus}
+        stages:
+          a: {uses: merge, inputs: {base_model: "abfs://x/m", adapter: "abfs://x/a"}, target: far}
+          b: {uses: merge, inputs: {base_model: "abfs://x/m", adapter: "abfs://x/a"}, target: aml}
+        """)
+    done = project.run("doctor", "--json", environment={**NOWHERE, "KUBECONFIG": str(project.folder / "none")})
+    assert done.code == 2
+    states = found(done)
+    assert states["far (kubernetes)"]["state"] == "missing" and states["far (kubernetes)"]["fix"]
+    assert "it is not known which Azure ML workspace is meant" in states["aml (azureml)"]["text"]
+    (project.folder / "pipeline.yaml").unlink()
+    done = project.run("doctor", "--json", "--target", "azureml", environment=NOWHERE)
+    assert done.code == 2 and "no subscription_id" in found(done)["azureml"]["text"]
