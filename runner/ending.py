@@ -227,7 +227,7 @@ class Ending:
         drop_state(stage, step.fingerprint, self.store, only_empty=True)
         self.progress.keep(self.progress.history.release, active.key)
         if error is None:
-            self.progress.end(stage, "stopped", "", active, code)
+            self.progress.end(stage, "stopped", active.why.what if active.why else "", active, code)
         else:
             self.progress.fail(stage, error, active, code)
 
