@@ -146,7 +146,7 @@ def drop_state(stage: Stage, fingerprint: str, store: Store, only_empty: bool = 
 
 def prepare(
     stage: Stage, step: Step, claim: Claim, store: Store, steps: Mapping[str, Step], *, folder: Path,
-    environment: Mapping[str, str], executor: Executor, share: Share, code: str,
+    environment: Mapping[str, str], executor: Executor, share: Share, code: str, pipeline: str = "",
 ) -> Active:  # fmt: skip
     """An attempt ready to be submitted. Raises UserError where its outputs have no place."""
     interface = stage.interface
@@ -188,7 +188,7 @@ def prepare(
         writes=tuple(dict.fromkeys(writes)), image=stage.found.image,
         remote=tuple(uri for uri in (*inputs.values(), *outputs.values(), state) if local_path(uri) is None),
         code_folders=(stage.found.folder.absolute(), *stage.found.code) if interface.image else (),
-        retry=stage.retry, timeout=stage.timeout, grace=stage.grace,
+        pipeline=pipeline, retry=stage.retry, timeout=stage.timeout, grace=stage.grace,
     )  # fmt: skip
     deadline = time.monotonic() + stage.timeout if stage.timeout and not executor.elsewhere else None
     return Active(stage, step, attempt, claim.key, executor, inputs, drafts, share, deadline=deadline)

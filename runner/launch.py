@@ -118,6 +118,7 @@ class Launcher:
             active = prepare(
                 stage, step, claim, self.store, self.progress.steps, folder=self.pipeline.folder, share=share,
                 environment=self.pool.environment(share), executor=executor, code=self.progress.facts.code[stage.name],
+                pipeline=self.pipeline.name,
             )  # fmt: skip
             try:
                 token = active.executor.submit(active.attempt)

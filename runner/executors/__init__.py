@@ -41,8 +41,8 @@ class Attempt:
     `command` starts the program on this machine, `arguments` follow it; `reads` are the addresses of its inputs,
     `writes` the local folders that it may write, `remote` all addresses elsewhere that it uses itself. `uses` and
     `code` name the stage and its code identity; `image` is the image that a pipeline or an interface names, and
-    `code_folders` what a plain command needs in it. `retry`, `timeout` and `grace` (seconds) are for a place that keeps
-    to them by itself, with or without a runner.
+    `code_folders` what a plain command needs in it. `pipeline` is its pipeline's name. `retry`, `timeout` and `grace`
+    (seconds) are for a place that keeps to them by itself, with or without a runner.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Attempt:
     code: str = ""
     image: str = ""
     code_folders: tuple[Path, ...] = ()
+    pipeline: str = ""
     retry: Retry = field(default_factory=lambda: Retry(attempts=1))
     timeout: float | None = None
     grace: float = 30.0

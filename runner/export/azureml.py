@@ -71,7 +71,7 @@ def job(work: Work, folder: Path) -> dict[str, Any]:
     compute = options.get("compute")
     out: dict[str, Any] = {
         "$schema": SCHEMA, "type": "pipeline", "display_name": work.pipeline.name,
-        "experiment_name": options.get("experiment") or body.EXPERIMENT,
+        "experiment_name": body.experiment(options, work.pipeline.name),
         "settings": {"default_compute": f"azureml:{compute}" if compute else "serverless"},
     }  # fmt: skip
     return out | ({"inputs": inputs} if inputs else {}) | {"jobs": jobs}

@@ -172,3 +172,12 @@ def test_options_that_are_wrong(key, value):
 )  # fmt: skip
 def test_options_that_are_right(key, value):
     assert OPTIONS[key](value) is None
+
+
+def test_jobs_are_listed_below_the_pipelines_name():
+    from runner.executors.azureml.body import experiment
+
+    assert experiment({}, "tone-classifier") == "tone-classifier"
+    assert experiment({}, "Grüße, Welt / 2") == "Gr-e-Welt-2"
+    assert experiment({"experiment": "mine"}, "tone-classifier") == "mine"
+    assert experiment({}, "") == experiment({}, "…") == "microstages"

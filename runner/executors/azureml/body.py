@@ -62,13 +62,19 @@ def environment(stage: str, image: str) -> dict[str, Any]:
     return {"properties": {"image": image, "osType": "Linux", "description": f"the image of {stage}"}}
 
 
+def experiment(options: Mapping[str, Any], pipeline: str) -> str:
+    """Below which experiment a job is listed: the target's, else the pipeline's name as far as Azure ML takes it."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", pipeline).strip("-_")[:200]
+    return str(options.get("experiment") or name or EXPERIMENT)
+
+
 def job(
     attempt: Attempt, options: Mapping[str, Any], workspace: Workspace, image: str, environment_id: str
 ) -> dict[str, Any]:
     """A command job. Raises UserError where it could not reach what the stage reads or writes."""
     resources: dict[str, Any] = {"instanceCount": attempt.resources.nodes}
     out: dict[str, Any] = {
-        "jobType": "Command", "displayName": attempt.stage, "experimentName": options.get("experiment") or EXPERIMENT,
+        "jobType": "Command", "displayName": attempt.stage, "experimentName": experiment(options, attempt.pipeline),
         "command": command(attempt, options), "environmentId": environment_id, "resources": resources,
         "environmentVariables": variables(attempt, options, image),
         "tags": {**(options.get("tags") or {}), TAG: attempt.name, "microstages.stage": attempt.stage},

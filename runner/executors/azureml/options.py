@@ -45,7 +45,7 @@ OPTIONS: Mapping[str, Check] = {
     "identity": _identity,
     "secrets": _secrets,
     "tier": one_of(("standard", "spot"), "spot is the low-priority tier: cheaper, and may be taken away"),
-    "experiment": text("the experiment that jobs are listed below; without it `microstages`"),
+    "experiment": text("the experiment that jobs are listed below; without it the pipeline's name"),
     "tags": mapping("tag: value"),
     "environment": _environment,
 }
