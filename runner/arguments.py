@@ -77,6 +77,10 @@ OPTIONS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
     "yes": (("--yes",), {"action": "store_true", "help": "do it; without this it is only shown"}),
     "delete": (("--delete",), {"action": "store_true", "help": "remove the tag; gc may then take what it names"}),
     "move": (("--move",), {"action": "store_true", "help": "let a tag that is there name these results instead"}),
+    "olive": (("--from-olive",), {"type": Path, "metavar": "CONFIG", "dest": "olive",
+                                  "help": "a config of Olive that its pipeline is made of"}),
+    "model": (("--model",), {"default": "", "metavar": "URI", "help": "the base model (default: the small example)"}),
+    "data": (("--data",), {"default": "", "metavar": "FILE", "help": "the data, copied (default: the small example)"}),
     "all": (("--all",), {"action": "store_true", "help": "every result in the store"}),
 }  # fmt: skip
 
@@ -106,10 +110,11 @@ def parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
         words, names = COMMANDS[_name(function)]
         for word, rest in words.items():
             one.add_argument(word, **rest)
-        if "pipeline" not in words and "config" not in words:
+        own = "config" in words or "folder" in words  # it reads no pipeline
+        if "pipeline" not in words and not own:
             one.add_argument("--pipeline", "-p", type=Path, default=Path(DEFAULT), metavar="FILE",
                              help=f"pipeline file (default: {DEFAULT})")  # fmt: skip
-        if "config" not in words:
+        if not own:
             one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                              help="put a value in place of the file's, such as params.method=train-qlora")  # fmt: skip
         for name in names.split():
@@ -156,6 +161,10 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
             **_PIPELINE,
         },
         "target output",
+    ),
+    "init": (
+        {"folder": {"type": Path, "metavar": "FOLDER", "help": "the new project's folder"}},
+        "olive model data",
     ),
     "import": (
         {

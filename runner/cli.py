@@ -167,6 +167,14 @@ def export(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def init(args: argparse.Namespace) -> int:
+    """Make a project folder to start from. It holds a pipeline, and a place for data, models and prompts."""
+    from runner.project import create
+
+    print("\n".join(create(args.folder, args.olive, args.model, args.data)))
+    return EXIT_OK
+
+
 def import_(args: argparse.Namespace) -> int:
     """Make a pipeline of a config of another system, and say what becomes of each of its keys."""
     from runner.olive import import_config, told
@@ -231,7 +239,7 @@ def _as_data(pipeline: Pipeline, outcome: Outcome, run_id: int, seconds: float) 
     return {**head, "seconds": round(seconds, 3), "stages": stages}
 
 
-COMMANDS = (up, run, plan, graph, ps, logs, cancel, tag, verify, push, pull, export, import_, compare, gc, doctor)
+COMMANDS = (up, run, plan, graph, ps, logs, cancel, tag, verify, push, pull, export, init, import_, compare, gc, doctor)
 
 
 def call(argv: Sequence[str]) -> int:

@@ -236,7 +236,17 @@ def _names(base: str, variants: list[Values]) -> list[str]:
     differing = [k for k in variants[0] if len({repr(v.get(k)) for v in variants}) > 1] or list(variants[0])[:1]
     names: list[str] = []
     for values in variants:
-        words = [re.sub(r"[^a-z0-9_]+", "-", str(values[k]).lower()).strip("-") or "none" for k in differing]
+        words = [re.sub(r"[^a-z0-9_]+", "-", _word(values[k]).lower()).strip("-") or "none" for k in differing]
         name = "-".join([base, *words])[:60].rstrip("-")
         names.append(name if name not in names else f"{name}-{len(names) + 1}")
     return names
+
+
+def _word(value: Any) -> str:
+    """A value as a part of a name: `3e-4` as such, `0.1` as `0_1`."""
+    if not isinstance(value, float):
+        return str(value)
+    if value and abs(value) < 0.01:
+        digits, _, power = f"{value:e}".partition("e")
+        return f"{float(digits):g}e{int(power)}".replace(".", "_")
+    return f"{value:g}".replace(".", "_")

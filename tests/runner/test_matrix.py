@@ -168,6 +168,14 @@ def test_two_matrices_meet(tmp_path: Path):
     assert down.variant is not None and down.variant.base == "down"
 
 
+def test_names_are_the_values_as_people_write_them(tmp_path: Path):
+    stages = (
+        '  s: {uses: ./a, params: {q: "${{ matrix.v }}"}, matrix: {v: [3e-4, 0.1, 2.0, -1.5e-5, A b, true, null]}}\n'
+    )
+    found = list(problems(tmp_path, stages, fail=False).stages)
+    assert found == ["s-3e-4", "s-0_1", "s-2", "s--1_5e-5", "s-a-b", "s-true", "s-none"]
+
+
 def test_the_stage_itself_can_vary(tmp_path: Path):
     stages = '  s: {uses: "./${{ matrix.kind }}", matrix: {kind: [a, b]}}\n'
     assert [s.uses for s in problems(tmp_path, stages, fail=False).stages.values()] == ["./a", "./b"]
