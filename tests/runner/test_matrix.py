@@ -172,7 +172,7 @@ def test_names_are_the_values_as_people_write_them(tmp_path: Path):
     values = "[3e-4, 0.1, 2.0, -1.5e-5, A b, true, null]"
     stages = f'  s: {{uses: ./a, params: {{q: "is ${{{{ matrix.v }}}}"}}, matrix: {{v: {values}}}}}\n'
     found = list(problems(tmp_path, stages, fail=False).stages)
-    assert found == ["s-3e-4", "s-0_1", "s-2", "s--1_5e-5", "s-a-b", "s-true", "s-none"]
+    assert found == ["s-3e-4", "s-0_1", "s-2", "s-1_5e-5", "s-a-b", "s-true", "s-none"]
 
 
 def test_the_stage_itself_can_vary(tmp_path: Path):
