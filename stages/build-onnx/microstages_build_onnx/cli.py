@@ -67,6 +67,13 @@ def main(
     enable_cuda_graph: Annotated[bool, Param("capture CUDA graphs when run")] = False,
     use_qdq: Annotated[bool, Param("write quantize and dequantize nodes instead of MatMulNBits")] = False,
     extra_options: Annotated[list[str] | None, Param("KEY=VALUE of the model builder that has no flag here")] = None,
+    layout: Annotated[
+        Literal["flat", "foundry-local"],
+        Param("flat: as ONNX Runtime GenAI reads it; foundry-local: with inference_model.json beside it"),
+    ] = "flat",
+    model_name: Annotated[
+        str | None, Param("what Foundry Local lists it as; if not given its architecture, precision and provider")
+    ] = None,
     verify: Annotated[
         Literal["auto", "required", "skip"],
         Param("run the result and compare it with the model; auto: where its execution provider is present"),
@@ -120,6 +127,9 @@ def main(
             found = graph.read_graph(output.path / "model.onnx")
             graph.check(found, asked)
             finish.finish(origin, output.path)
+            if layout == "foundry-local":
+                named = model_name or f"{origin.config.get('model_type', 'model')}-{precision}-{execution_provider}"
+                finish.foundry(origin, output.path, named)
             with _child(run, "check", "the ONNX model") as runtime:
                 tokenizer = runtime.ask(job | {"do": "settle"})
                 answered = None if skipped else runtime.ask(job | {"do": "answer"})

@@ -11,10 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from microstages.errors import UserError
 from microstages.tokens import read_json
 
 from microstages_build_onnx.source import Source
 
+HOLE = "{Content}"  # where Foundry Local puts a message
 KEPT = ("model.onnx", "model.onnx.data", "genai_config.json")
 # What transformers notes about how it loaded a tokenizer; nothing of the tokenizer itself.
 NOTES = ("auto_map", "name_or_path", "is_local", "local_files_only", "chat_template", "tokenizer_file", "vocab_file",
@@ -46,6 +48,20 @@ def finish(source: Source, folder: Path) -> None:
     if source.text.chat_template:
         (folder / "chat_template.jinja").write_text(source.text.chat_template, encoding="utf-8")
     _write(folder / "tokenizer_config.json", _tokenizer_config(source))
+
+
+def foundry(source: Source, folder: Path, name: str) -> None:
+    """Write inference_model.json, by which Foundry Local lists a model and puts a message into its chat template.
+
+    Raises UserError where the template does not leave a message as it is.
+    """
+    prompt = HOLE
+    if source.text.chat_template:
+        prompt = source.text.render([{"role": "user", "content": HOLE}], add_generation_prompt=True)
+    if prompt.count(HOLE) != 1:
+        what = "its chat template changes a message, which Foundry Local's templates cannot do"
+        raise UserError(what, where="--layout", fix="leave --layout away")
+    _write(folder / "inference_model.json", {"Name": name, "PromptTemplate": {"assistant": HOLE, "prompt": prompt}})
 
 
 def _tokenizer_config(source: Source) -> dict[str, Any]:
