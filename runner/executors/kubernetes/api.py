@@ -46,8 +46,11 @@ class Cluster:
     """One namespace of one cluster. `context`: a context of the kubeconfig, empty within a cluster."""
 
     def __init__(self, context: str = "", namespace: str = "") -> None:
-        from kubernetes.client import ApiClient
-
+        try:
+            from kubernetes.client import ApiClient
+        except ImportError:
+            fix = "pip install 'microstages-runner[kubernetes]'"
+            raise UserError("the Python package kubernetes is not installed", fix=fix) from None
         configuration, self.context, own = _configuration(context)
         self.namespace = namespace or own or "default"
         self.host = str(configuration.host).rstrip("/")
