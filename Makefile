@@ -6,7 +6,7 @@
 # make test-kubernetes  run stages as Jobs of $KUBECONFIG's cluster
 # make chaos  let the runner, stages, stores and a Docker engine die, a hundred times (half an hour; not in make test)
 #
-# JOBS        test files side by side (2)
+# JOBS        test files side by side (3: many of them wait more than they compute)
 # PYTHON      the interpreter to make the environments with (3.11 or newer)
 # FLAVOR      cpu, or cuda for NVIDIA GPUs
 # BASE        what the images stand on: an image, or `debian` to make it from Debian's packages
@@ -21,7 +21,7 @@ STAGES := prepare-data train-lora merge build-onnx infer
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EDIT   := --no-deps --no-build-isolation --config-settings editable_mode=compat
 RUN    ?=
-JOBS   ?= 2
+JOBS   ?= 3
 # What compares with bitsandbytes itself needs the environment that has it.
 WITH_BITSANDBYTES := tests/stages/merge/test_qlora.py
 
@@ -40,7 +40,7 @@ up: install
 	$(BIN)/runner up pipeline.yaml $(RUN)
 
 test: install stores
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 	$(QLORA)/bin/python -m pytest $(WITH_BITSANDBYTES)
 
 # $KUBECONFIG's cluster; without one a cluster of this machine's own, where it was built.
