@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,9 @@ def test_a_killed_runner_is_followed_by_one_that_takes_up_what_runs(project, sto
     assert found[0]["metadata"]["labels"]["microstages/attempt"] in stages["data"]["outputs"]["dataset"]["uri"]
 
 
-def test_stages_of_one_pipeline_run_in_different_places(project, store, namespace):
+def test_stages_of_one_pipeline_run_in_different_places(project, store, namespace, engine):
     """Data and answers in containers of this machine's engine, what trains and builds on the cluster."""
+    project = replace(project, environment={**project.environment, "DOCKER_HOST": engine.address})
     here = project.up("--target", "process")
     file = project.folder / "pipeline.yaml"
     lines = []
