@@ -39,9 +39,10 @@ def up(args: argparse.Namespace) -> int:
 
     log = RunLog(work.store, work.pipeline, work.steps, work.choice.forced)
     view = make_view(list(work.pipeline.stages), args.quiet, sys.stderr if args.json else sys.stdout)
-    tracking = _tracked(view, work.pipeline)
     watch.current = Told(view.note)
+    tracking, code = None, EXIT_BUG
     try:
+        tracking = _tracked(view, work.pipeline)
         execution = Execution(
             work.pipeline, work.store, work.history, facts=log.begin(work.facts), choice=work.choice,
             view=tracking or view, jobs=args.jobs,
@@ -49,10 +50,11 @@ def up(args: argparse.Namespace) -> int:
         if tracking:
             tracking.number = execution.run_id
         outcome = execution.run()
-        if tracking:
-            tracking.finish(outcome.code)
+        code = outcome.code
         log.end(outcome)
     finally:
+        if tracking:
+            tracking.finish(code)
         log.close()
         view.close()
         work.history.close()
@@ -70,11 +72,13 @@ def up(args: argparse.Namespace) -> int:
 
 
 def _tracked(view: View, pipeline: Pipeline) -> TrackedView | None:
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
+    """The view that tells MLflow too, where a server is named. Raises UserError for an address that is none."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
         return None
     from runner.tracking import tracked
 
-    return tracked(view, pipeline)
+    return tracked(view, pipeline, uri)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -78,10 +78,8 @@ class TrackedView:
         return getattr(self._view, name)
 
 
-def tracked(view: View, pipeline: Pipeline) -> TrackedView | None:
-    """The view that tells MLflow too, where a server is named. Raises UserError for an address that is none."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        return None
+def tracked(view: View, pipeline: Pipeline, uri: str) -> TrackedView:
+    """The view that tells the server at `uri` too. Raises UserError for an address that is none."""
+    server = Server(uri)
     os.environ[TOLD] = "runner"  # for the stages that inherit this environment
-    return TrackedView(view, Server(uri), pipeline)
+    return TrackedView(view, server, pipeline)
