@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,29 @@ class Report:
             self.notes.append(text)
 
 
-class Section:
+class _Reading(ABC):
+    """What follows from `take` and `fate`, for one mapping and for several."""
+
+    @abstractmethod
+    def take(self, key: str, *kinds: str, default: Any = None, of: str = "", among: Sequence[Any] = ()) -> Any: ...
+
+    @abstractmethod
+    def fate(self, key: str, how: str, text: str = "", why: str = "") -> None: ...
+
+    def read(self, key: str, *kinds: str, how: str, text: str, why: str = "", default: Any = None, of: str = "") -> Any:
+        """A key's value, with its fate told at once."""
+        value = self.take(key, *kinds, default=default, of=of)
+        self.fate(key, how, text, why)
+        return value
+
+    def ignore(self, kinds: Mapping[str, Sequence[str]], how: str, why: str) -> None:
+        """Keys that become nothing, by the kinds of their values."""
+        for key, wanted in kinds.items():
+            self.take(key, *wanted)
+            self.fate(key, how, *(("", why) if how == CHANGED else (why,)))
+
+
+class Section(_Reading):
     """One mapping. `path` is where it stands in the config: `passes.lora.config`."""
 
     def __init__(self, node: Node, path: str, report: Report, problems: Problems) -> None:
@@ -178,18 +201,6 @@ class Section:
         value = "…" if key.endswith("token") and self.values[key].kind() == "text" else self.values[key].plain()
         self.report.fates.append(Fate(self.at(key), value, how, text, why))
 
-    def read(self, key: str, *kinds: str, how: str, text: str, why: str = "", default: Any = None, of: str = "") -> Any:
-        """A key's value, with its fate told at once."""
-        value = self.take(key, *kinds, default=default, of=of)
-        self.fate(key, how, text, why)
-        return value
-
-    def ignore(self, kinds: Mapping[str, Sequence[str]], how: str, why: str) -> None:
-        """Keys that become nothing, by the kinds of their values."""
-        for key, wanted in kinds.items():
-            self.take(key, *wanted)
-            self.fate(key, how, *(("", why) if how == CHANGED else (why,)))
-
     def close(self) -> None:
         """All keys have been asked for: one that was not is no key of Olive, one without a fate a fault of ours."""
         for key, node in self.values.items():
@@ -204,7 +215,7 @@ class Section:
                 raise AssertionError(f"the fate of {self.at(key)} is not told")
 
 
-class Layers:
+class Layers(_Reading):
     """One mapping that may be spread over several: the first that has a key counts, all of them know it."""
 
     def __init__(self, *sections: Section | None) -> None:
@@ -229,18 +240,6 @@ class Layers:
                 section.fate(key, how, text, why)
             else:
                 section.fate(key, NEEDLESS, f"{holder.at(key)} says it")
-
-    def read(self, key: str, *kinds: str, how: str, text: str, why: str = "", default: Any = None, of: str = "") -> Any:
-        """As a section's."""
-        value = self.take(key, *kinds, default=default, of=of)
-        self.fate(key, how, text, why)
-        return value
-
-    def ignore(self, kinds: Mapping[str, Sequence[str]], how: str, why: str) -> None:
-        """As a section's."""
-        for key, wanted in kinds.items():
-            self.take(key, *wanted)
-            self.fate(key, how, *(("", why) if how == CHANGED else (why,)))
 
 
 def _fits(node: Node, kinds: Sequence[str]) -> bool:
