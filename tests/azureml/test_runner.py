@@ -133,3 +133,12 @@ def test_a_workspace_that_is_not_named_is_asked_for(team):
     code, said = team.run("up")
     assert code == 2
     assert "no subscription_id and no resource_group and no workspace" in said and "config.json" in said
+
+
+def test_doctor_asks_the_workspace(team):
+    found = {f["what"]: f for f in json.loads(team.run("doctor", "--json")[1])}["aml (azureml)"]
+    assert found["state"] == "ok" and found["text"].startswith("workspace team-ml in "), found
+    config = json.loads((team.folder / "config.json").read_text())
+    (team.folder / "config.json").write_text(json.dumps({**config, "workspace_name": "another"}))
+    found = {f["what"]: f for f in json.loads(team.run("doctor", "--json")[1])}["aml (azureml)"]
+    assert found["state"] == "missing" and found["fix"], found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +148,14 @@ def test_an_input_of_this_machine_must_be_pushed_first(exported, tmp_path):
     assert done.returncode == 2 and not files
     assert "lies on this machine" in done.stderr
     assert f"runner push {tmp_path}" in done.stderr
+
+
+def test_the_command_of_the_docs_writes_what_they_say(exported, tmp_path):
+    exported()
+    (command,) = re.findall(r"^runner (export kubernetes [^#\n]*)", (ROOT / "docs/kubernetes.md").read_text(), re.M)
+    done = subprocess.run([sys.executable, "-m", "runner.cli", *command.split()], cwd=tmp_path, text=True, check=False,
+                          capture_output=True, env={**os.environ, "MY_TOKEN": "very-secret"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "manifests").iterdir()) == [
+        "01-data.yaml", "02-adapter.yaml", "03-merged.yaml", "workflow.yaml"
+    ]  # fmt: skip

@@ -30,7 +30,7 @@ NOT_HERE = re.compile(r"^(make test|make images FLAVOR=cuda|python benchmarks/|p
 # does so.
 ELSEWHERE = {
     r"runner up --target (aml|azureml)$": ("tests/azureml/test_pipeline.py", '"--target", "aml"'),
-    r"runner export kubernetes ": ("tests/k8s/test_export.py", '"export", "kubernetes", "-o"'),
+    r"runner export kubernetes ": ("tests/k8s/test_export.py", "docs/kubernetes.md"),
     r"MICROSTAGES_NODES=2 .* train-lora ": ("tests/stages/lib/training/test_nodes.py", '"MICROSTAGES_NODE_RANK"'),
 }
 # What needs a Docker engine with the stages' images, and sees it.
