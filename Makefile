@@ -2,7 +2,7 @@
 # make test   set everything up and pass the tests
 #
 # make stores install the servers that the tests run: object stores, MLflow (make test does)
-# make images build the stages' container images
+# make images build the stages' container images; make push REGISTRY=… pushes them for a cluster as well
 # make test-kubernetes  run stages as Jobs of $KUBECONFIG's cluster
 # make chaos  let the runner, stages, stores and a Docker engine die, a hundred times (half an hour; not in make test)
 #
@@ -34,7 +34,7 @@ AZURITE := tests/stores/azurite
 MLFLOW  := tests/tracking/.venv
 AZUREML := tests/azureml/.venv
 
-.PHONY: up test test-kubernetes chaos lint format install stores lock interfaces images clean
+.PHONY: up test test-kubernetes chaos lint format install stores lock interfaces images push clean
 
 up: install
 	$(BIN)/runner up pipeline.yaml $(RUN)
@@ -115,6 +115,10 @@ lock:
 # Only the standard library: no environment is needed to build images.
 images:
 	@REVISION="$(REVISION)" $(PYTHON) images/build.py --flavor $(FLAVOR) --base $(BASE)
+
+push:
+	@test -n "$(REGISTRY)" || { echo "error: say where to: make push REGISTRY=ghcr.io/team/microstages" >&2; exit 2; }
+	@REVISION="$(REVISION)" $(PYTHON) images/build.py --flavor $(FLAVOR) --base $(BASE) --push $(REGISTRY)
 
 interfaces: install
 	@for s in $(STAGES); do $(BIN)/$$s describe > stages/$$s/interface.json; done

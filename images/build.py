@@ -1,6 +1,7 @@
 """Build the stages' images with `docker build`, in the order they stand on each other, two at a time.
 
-    python images/build.py [--flavor cpu|cuda] [--base debian|IMAGE] [--wheels FOLDER] [--index URL] [STAGE …]
+    python images/build.py [--flavor cpu|cuda] [--base debian|IMAGE] [--wheels FOLDER] [--index URL] [--push REGISTRY]
+                           [STAGE …]
 
 A build gets this machine's certificates and pip settings (index, proxy, time-outs) as secrets and the wheels of its
 local folders as a mount; none of it stays in an image. Needs an engine with BuildKit; no buildx.
@@ -52,6 +53,11 @@ def code_of(stage: str) -> str:
     from microstages.identity import code_identity
 
     return code_identity(code_folders(stage))
+
+
+def by_code(stage: str, flavor: str, registry: str = "microstages") -> str:
+    """The name by which a cluster asks for the image of this very code of a stage."""
+    return f"{registry.rstrip('/')}/{stage}:{code_of(stage).removeprefix('sha256:')[:12]}-{flavor}"
 
 
 def arguments_of(stage: str) -> dict[str, str]:
@@ -137,7 +143,7 @@ class Build:
         command = ["build", "--progress", "plain", "--file", str(file), "--tag", image]
         if name in STAGES:
             command += ["--tag", f"microstages/{name}:latest"]
-            command += ["--tag", f"microstages/{name}:{arguments['CODE'].removeprefix('sha256:')[:12]}-{self.flavor}"]
+            command += ["--tag", by_code(name, self.flavor)]
         command += ["--target", target] if target else []
         for key, value in arguments.items():
             command += ["--build-arg", f"{key}={value}"]
@@ -163,6 +169,21 @@ class Build:
         if how == "built" and before and before[0] == after[0]:
             how = "built, the same bits"
         self.say(f"{image:38} {after[1] / 1e6:8,.0f} MB {time.time() - began:7.1f} s  {how}")
+
+
+def push(build: Build, stages: list[str], registry: str) -> None:
+    """Push the stages' images, each under the name of its code, and say by which digest it is found."""
+    for stage in stages:
+        name = by_code(stage, build.flavor, registry)
+        for words in (("tag", by_code(stage, build.flavor), name), ("push", name)):
+            done = build.engine.run(*words)
+            if done.returncode:
+                why = (done.stderr.strip() or done.stdout.strip() or "no answer").splitlines()[-1]
+                raise BuildError(
+                    f"{name} was not pushed: {why}", f"docker login {registry.partition('/')[0]}, if it wants that"
+                )
+        digest = re.search(r"digest: (sha256:[0-9a-f]{64})", done.stdout)
+        build.say(f"{name}  {digest[1] if digest else ''}".rstrip())
 
 
 def all_cached(progress: str) -> bool:
@@ -234,6 +255,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--bake", action="store_true", help="build nothing; print the labels for images/docker-bake.hcl"
     )
+    parser.add_argument(
+        "--push", default="", metavar="REGISTRY", help="push them too, such as to ghcr.io/team/microstages"
+    )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="images at once")
     args = parser.parse_args()
     if wrong := [s for s in args.stages if s not in STAGES]:
@@ -270,6 +294,8 @@ def main() -> int:
                 engine, args.flavor, base, wheels, tuple(secrets), tuple(options), lambda line: print(line, flush=True)
             )
             run(build, names, args.jobs)
+            if args.push:
+                push(build, args.stages or list(STAGES), args.push)
     except BuildError as error:
         print(f"build: error: {error}", file=sys.stderr)
         return 2

@@ -212,17 +212,19 @@ def test_helpers_end_well_only_after_the_result_is_there():
 
 
 def test_who_says_something_else_at_the_port_is_not_let_in():
-    port = free_port()
+    port, found = free_port(), []
 
-    def first(nodes):
-        with socket.create_connection(("127.0.0.1", port)) as stranger:
+    def helper():
+        with Nodes(1, 2, "127.0.0.1", port) as nodes:
+            found.append(nodes.exchange("b"))
+            nodes.wait()
+
+    with Nodes(0, 2, "127.0.0.1", port) as nodes:
+        with socket.create_connection(("127.0.0.1", port)) as stranger:  # before the helper: then the port closes
             stranger.sendall(b"GET / HTTP/1.1\r\n")
             assert stranger.recv(100) == b""
-        return nodes.exchange("a")
-
-    def helper(nodes):
-        found = nodes.exchange("b")
-        nodes.wait()
-        return found
-
-    assert together(first, helper, port=port) == [["a", "b"]] * 2
+        thread = threading.Thread(target=helper)
+        thread.start()
+        found.append(nodes.exchange("a"))
+    thread.join(60)
+    assert found == [["a", "b"]] * 2
