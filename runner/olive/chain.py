@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from microstages.errors import nearest
 
 from runner.document import Place, Problems
 from runner.olive.data import Rows
+from runner.olive.evaluation import Form, Measuring
+from runner.olive.evaluators import Evaluator
 from runner.olive.models import InputModel
 from runner.olive.params import Params, check
-from runner.olive.passes import CONVERT, MERGE, OPTIMIZE, TRAIN, Pass
+from runner.olive.passes import CONVERT, MERGE, OPTIMIZE, TRAIN, Pass, stage_of
+from runner.olive.search import Variants
 from runner.olive.section import Report, Section
 from runner.olive.systems import System
 
@@ -21,7 +25,8 @@ BASE = "${{ params.base_model }}"
 
 @dataclass
 class Draft:
-    """A stage to be. `about` stands above it; `host` is where it runs, `target` what a pipeline calls that."""
+    """A stage to be. `about` stands above it; `host` is where it runs, `target` what a pipeline calls that. `select`:
+    it takes the best of some variants, and nothing else counts."""
 
     name: str
     uses: str
@@ -32,13 +37,16 @@ class Draft:
     about: str = ""
     target: str = ""
     resources: dict[str, int] = field(default_factory=dict)
+    variants: Variants | None = None
+    select: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _State:
     """What a chain has come to: a model, beside it an adapter, or a model on its way to ONNX (`precision`).
 
-    `quantized`: the adapter is one that Olive merged into the weights from before quantization.
+    `quantized`: the adapter is one that Olive merged into the weights from before quantization. `forms`: what there is
+    of it, one for each execution provider that it is built for.
     """
 
     model: str
@@ -46,7 +54,8 @@ class _State:
     quantized: bool = False
     precision: str = ""
     built: bool = False
-    converted: Pass | None = None
+    forms: tuple[Form, ...] = ()
+    varied: bool = False
 
 
 class Chain:
@@ -58,34 +67,70 @@ class Chain:
         passes: Mapping[str, Pass],
         rows: Mapping[str, Rows],
         host: Callable[[Pass], System],
+        target: System,
         providers: Callable[[Pass], Sequence[str]],
         inline: Callable[[Section], Rows],
         report: Report,
         problems: Problems,
     ) -> None:
         self.model, self.passes, self.rows = model, passes, dict(rows)
-        self.host, self.providers, self.inline = host, providers, inline
+        self.host, self.target, self.providers, self.inline = host, target, providers, inline
         self.report, self.problems = report, problems
         self.stages: dict[str, Draft] = {}
         self.sources: dict[str, str] = {}  # parameters of the pipeline: addresses of data
         self.used: set[str] = set()
         self.datasets: dict[str, str] = {}
         self.made: dict[tuple[str, ...], _State] = {}
+        self.measured: set[tuple[str, str]] = set()
+        self.measuring = Measuring(self)
 
-    def flow(self, names: Sequence[str]) -> None:
-        """Append the stages of one flow."""
-        state = _State(BASE, self.model.adapter)
+    def flow(self, names: Sequence[str], evaluator: Evaluator | None = None, searching: bool = False) -> None:
+        """Append the stages of one flow, and those that measure its result, or where a pass asks for it that of one."""
+        state = self.start()
         done: tuple[str, ...] = ()
-        last: Pass | None = None
-        for name in names:
-            last = one = self.passes[name]
+        trained: Pass | None = None
+        for n, name in enumerate(names):
+            one = self.passes[name]
+            trained = one if one.kind == TRAIN else trained
             done = (*done, name)
             if done not in self.made:
                 self.made[done] = self.step(state, one)
             state = self.made[done]
-        if state.precision and not state.built and last is not None:
-            params = Params({"precision": state.precision})
-            self.build(replace(last, params=params), state)
+            last = n == len(names) - 1
+            if last and state.precision and not state.built:
+                state = self.build(replace(one, params=Params({"precision": state.precision}), variants=None), state)
+            wanted = one.evaluator or (evaluator if last else None)
+            if wanted is not None:
+                rows = self.rows_of(wanted, trained)
+                for form in state.forms:
+                    self.measure(form, wanted, rows, searching)
+
+    def start(self) -> _State:
+        return _State(BASE, self.model.adapter, forms=(Form(BASE, self.model.adapter),))
+
+    def measure(self, form: Form, evaluator: Evaluator, rows: Rows | None, searching: bool) -> None:
+        """Measure one form of the model, once."""
+        if (form.stage, evaluator.name) not in self.measured and evaluator.objectives:
+            self.measured.add((form.stage, evaluator.name))
+            name = f"evaluated-{form.stage}" if form.stage else "evaluated-input"
+            self.measuring.form(form, evaluator, rows, name, searching)
+
+    def rows_of(self, evaluator: Evaluator, trained: Pass | None) -> Rows | None:
+        """The rows that an evaluator asks: its own, else those that training holds out, else those of training."""
+        own = evaluator.data or (trained.evaluate or trained.train if trained else None)
+        return self.find(own, evaluator.place)
+
+    def known(self, evaluators: Iterable[Evaluator | None]) -> None:
+        """Look for all data that evaluators name, also where nothing asks for it."""
+        for evaluator in filter(None, evaluators):
+            for data, place in evaluator.named:
+                self.find(data, place)
+
+    def input(self, evaluator: Evaluator) -> None:
+        """Measure the model that it begins with."""
+        trained = next((p for p in self.passes.values() if p.kind == TRAIN), None)
+        for form in self.start().forms:
+            self.measure(form, evaluator, self.rows_of(evaluator, trained), False)
 
     def step(self, state: _State, one: Pass) -> _State:
         if one.kind == TRAIN:
@@ -111,12 +156,17 @@ class Chain:
             fix = "put MergeAdapterWeights before it" if state.adapter else "put it before the passes that make ONNX"
             self.problems.add(one.place, f"pass {one.name} cannot train {what}", fix)
             return state
-        uses = "train-qlora" if one.type in ("QLoRA", "LoftQ") else "train-lora"
         host = self.host(one)
         resources = {k: v for k, v in (("gpus", int(host.gpu)), ("nodes", host.nodes if host.nodes > 1 else 0)) if v}
         inputs = {"dataset": self.dataset(one), "base_model": state.model}
-        name = self.add(Draft(one.name, uses, inputs, one.params, one.place, host, resources=resources))
-        return _State(state.model, f"${{{{ stages.{name}.adapter }}}}", one.type == "QLoRA")
+        name = self.add(
+            Draft(
+                one.name, stage_of(one), inputs, one.params, one.place, host, resources=resources, variants=one.variants
+            )
+        )
+        adapter, varied = f"${{{{ stages.{name}.adapter }}}}", state.varied or one.variants is not None
+        return _State(state.model, adapter, one.type == "QLoRA",
+                      forms=(Form(state.model, adapter, name, varied=varied),), varied=varied)  # fmt: skip
 
     def merge(self, state: _State, one: Pass, name: str, about: str = "") -> _State:
         params = Params()
@@ -124,7 +174,8 @@ class Chain:
             params.put("base", "original", note="as Olive did; auto is nearer to what was trained")
         inputs = {"base_model": state.model, "adapter": state.adapter}
         made = self.add(Draft(name, "merge", inputs, params, one.place, self.host(one), about))
-        return _State(f"${{{{ stages.{made}.model }}}}")
+        model = f"${{{{ stages.{made}.model }}}}"
+        return _State(model, forms=(Form(model, "", made, varied=state.varied),), varied=state.varied)
 
     def merged_before(self, state: _State, one: Pass) -> _State:
         if not state.adapter:
@@ -141,12 +192,15 @@ class Chain:
         if one.metadata_only and not state.precision:
             fix = "remove metadata_only, or put OnnxConversion before it"
             self.problems.add(one.place, f"pass {one.name} is metadata_only and has no ONNX model", fix)
-        providers = list(self.providers(one))
+        providers, forms = list(self.providers(one)), []
+        varied = state.varied or one.variants is not None
         for provider in providers:
             params = one.params.merged(Params({"execution_provider": provider}))
             name = one.name if len(providers) == 1 else f"{one.name}-{provider}"
-            self.add(Draft(name, "build-onnx", {"model": state.model}, params, one.place, self.host(one)))
-        return replace(state, built=True)
+            inputs, host = {"model": state.model}, self.host(one)
+            made = self.add(Draft(name, "build-onnx", inputs, params, one.place, host, variants=one.variants))
+            forms.append(Form(f"${{{{ stages.{made}.model }}}}", "", made, provider, varied))
+        return replace(state, built=True, forms=tuple(forms), varied=varied)
 
     # --- data ---
 
@@ -195,7 +249,9 @@ class Chain:
         if name is None:
             return None
         if isinstance(name, Section):
-            return self.inline(name)
+            if name.path not in self.rows:  # a path has dots or brackets, and is no name
+                self.rows[name.path] = self.inline(name)
+            return self.rows[name.path]
         self.used.add(name)
         if name not in self.rows:
             what = f"there is no data config {name!r}{nearest(name, self.rows)}"
@@ -208,7 +264,8 @@ class Chain:
         number = 2
         while name in self.stages:
             name, number = f"{first}-{number}", number + 1
-        check(draft.uses, draft.params, self.problems, draft.place)
+        if not draft.select:
+            check(draft.uses, draft.params, self.problems, draft.place)
         for key, value in draft.params.values.items():
             if "${{" in str(value):
                 place = draft.params.places.get(key, draft.place)

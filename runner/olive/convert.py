@@ -12,10 +12,12 @@ from runner.document import Node, PipelineError, Place, Problem, Problems, parse
 from runner.olive.chain import Chain, Draft
 from runner.olive.data import read_data, read_inline
 from runner.olive.engine import Engine, read_engine
+from runner.olive.evaluators import read_evaluators
 from runner.olive.generation import detect
 from runner.olive.models import read_model
 from runner.olive.passes import Pass, read_passes
 from runner.olive.resources import Paths, read_client
+from runner.olive.search import read_search
 from runner.olive.section import LOST, NEEDLESS, USED, Report, Section
 from runner.olive.systems import System, read_systems
 
@@ -61,8 +63,10 @@ def made_of(root: Node, file: Path, output: Path, generation: str | None = None)
     systems = read_systems(top, client)
     model = read_model(top, client, paths)
     rows = read_data(top, generation, client, paths)
-    passes = read_passes(top, generation, model.type)
-    engine = read_engine(top, systems, client)
+    search = read_search(top, generation)
+    evaluators = read_evaluators(top, search.on)
+    passes = read_passes(top, generation, model.type, search, evaluators)
+    engine = read_engine(top, systems, client, evaluators, search)
     hosts = {name: _host(one, systems, engine, client, problems) for name, one in passes.items()}
     flows = _flows(top, passes)
     _rest(top)
@@ -72,17 +76,26 @@ def made_of(root: Node, file: Path, output: Path, generation: str | None = None)
         return engine.providers if one.host is None else hosts[one.name].providers or engine.providers
 
     chain = Chain(
-        model, passes, rows, lambda one: hosts[one.name], providers,
+        model, passes, rows, lambda one: hosts[one.name], engine.target, providers,
         lambda section: read_inline(section, generation, client, paths), report, problems,
     )  # fmt: skip
     for flow in flows:
-        chain.flow(flow)
+        chain.flow(flow, engine.evaluator, search.on)
+    if engine.evaluator is not None and engine.evaluate_input:
+        chain.input(engine.evaluator)
+    asked = [engine.evaluator, *(p.evaluator for p in passes.values())]
+    chain.known([*evaluators.values(), *asked])
     problems.check()
+    if search.on and not any(d.variants for d in chain.stages.values()):
+        report.note("search_strategy is on, and there are no values to try: nothing is searched")
     for name in rows:
         if name not in chain.used:
             report.note(f"the data config {name} is used by no pass")
+    for name, evaluator in evaluators.items():
+        if evaluator not in asked:
+            report.note(f"the evaluator {name} is used by nothing")
     _placeholders(root, report)
-    used = [engine.host, *hosts.values()]
+    used = [engine.host, *hosts.values(), *(d.host for d in chain.stages.values())]
     shown = {s.name: s for s in [*systems.values(), *used] if s.kind == "azureml" or (s.kind == "docker" and s.options)}
     store = next((s.store for s in used if s.store), "")
     for draft in chain.stages.values():
@@ -167,7 +180,6 @@ def _flows(top: Section, passes: Mapping[str, Pass]) -> list[list[str]]:
 def _rest(top: Section) -> None:
     top.ignore({"$schema": ("text",)}, NEEDLESS, "runner/pipeline.schema.json describes a pipeline")
     top.read("workflow_id", "text", how=NEEDLESS, text="each run has a number")
-    top.ignore({"evaluators": ("mapping",)}, LOST, "the stage infer measures a model: see the README")
     top.ignore({"auto_optimizer_config": ("mapping",)}, LOST, "each pass is written out")
     top.ignore({"workflow_host": ("text", "mapping")}, LOST, "the runner itself runs where it is started")
 

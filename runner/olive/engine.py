@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from runner.olive.section import LOST, NEEDLESS, USED, Layers, Section
+from runner.olive.evaluators import Evaluator, used_by
+from runner.olive.search import Search
+from runner.olive.section import NEEDLESS, USED, Layers, Section
 from runner.olive.systems import System, execution_providers, read_system
 
 _KEPT = "the runner reuses what was made from the same code, parameters and inputs, and nothing else"
@@ -20,22 +22,28 @@ _NEEDLESS: Mapping[str, tuple[Sequence[str], str]] = {
     "no_artifacts": (_FLAG, "each stage's result is kept under its name"),
     **dict.fromkeys(("log_severity_level", "ort_log_severity_level", "ort_py_log_severity_level"), (_WHOLE, _LOG)),
     "log_to_file": (_FLAG, _LOG), "verbose": (_FLAG, _LOG),
-    "evaluate_input_model": (_FLAG, "the stage infer measures a model: see the README"),
-    "evaluation_only": (_FLAG, "the stage infer measures a model: see the README"),
-    "plot_pareto_frontier": (_FLAG, "there is no search"),
+    "evaluation_only": (_FLAG, "`runner up --only evaluated-input` measures the input model alone"),
+    "plot_pareto_frontier": (_FLAG, "`runner compare -o page.html` plots quality against size and speed"),
     "packaging_config": (("mapping", "list"), "`runner pull STAGE FOLDER` gives a folder that is complete"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where stages run that name no host, and what models are built for."""
+    """Where stages run that name no host, where models are measured, and what they are built for. `evaluator`: what is
+    measured of the last pass's model, and where `evaluate_input` says so of the model that it begins with."""
 
     host: System
+    target: System
     providers: tuple[str, ...]
+    evaluator: Evaluator | None = None
+    evaluate_input: bool = False
 
 
-def read_engine(top: Section, systems: Mapping[str, System], client: Mapping[str, str]) -> Engine:
+def read_engine(
+    top: Section, systems: Mapping[str, System], client: Mapping[str, str], evaluators: Mapping[str, Evaluator],
+    search: Search,
+) -> Engine:  # fmt: skip
     """The engine, and which of the systems it uses."""
     nested = top.child("engine")
     layers = Layers(nested, top)
@@ -43,11 +51,13 @@ def read_engine(top: Section, systems: Mapping[str, System], client: Mapping[str
     target = _system(layers, "target", systems, client, "execution_provider of build-onnx")
     for key, (kinds, why) in _NEEDLESS.items():
         layers.read(key, *kinds, how=NEEDLESS, text=why)
-    search = layers.take("search_strategy", "flag", "mapping")
-    layers.fate(
-        "search_strategy", *((LOST, "`matrix` and `select` do it") if search else (NEEDLESS, "nothing is searched"))
-    )
-    layers.read("evaluator", "text", "mapping", how=LOST, text="the stage infer measures a model: see the README")
+    evaluator = used_by(layers, "evaluator", evaluators, search.on)
+    first = bool(layers.take("evaluate_input_model", "flag", default=True)) and evaluator is not None
+    why = "there is no evaluator, or it is not asked for"
+    layers.fate("evaluate_input_model", *((USED, "evaluated-input") if first else (NEEDLESS, why)))
+    if search.on and evaluator is None and not top.problems.found:
+        what = "search_strategy is on, and engine.evaluator names nothing to search by"
+        top.wrong(top.node.place, what, "name one of evaluators, or write search_strategy: false")
     own: list[str] = []
     if holder := layers.holder("execution_providers"):
         own = execution_providers(holder)
@@ -55,8 +65,9 @@ def read_engine(top: Section, systems: Mapping[str, System], client: Mapping[str
     if nested:
         nested.close()
     host = host or target or System()
-    providers = tuple(dict.fromkeys(own)) or (target or host).providers or host.providers or ("cpu",)
-    return Engine(host, providers)
+    target = target or host
+    providers = tuple(dict.fromkeys(own)) or target.providers or host.providers or ("cpu",)
+    return Engine(host, target, providers, evaluator, first)
 
 
 def _system(

@@ -11,10 +11,11 @@ MODELS = {"pytorchmodel": "A", "hfpytorchmodel": "A", "hfmodel": "B"}
 KEYS = {
     **dict.fromkeys(("hf_config", "params_config", "component_kwargs", "source_max_len", "corpus_strategy",
                      "dataset_type", "eval_dataset_size", "pass_flows", "model_file_format", "use_ort_trainer", "bias",
-                     "target_max_len", "ignore_source_in_labels", "disable_search", "clean_run_cache"), "A"),
+                     "target_max_len", "ignore_source_in_labels", "disable_search", "clean_run_cache",
+                     "search_algorithm"), "A"),
     **dict.fromkeys(("load_kwargs", "max_seq_len", "strategy", "r", "alpha", "device_map", "eval_strategy",
                      "save_quant_config", "ephemeral_gpu_offload", "message_col", "chat_template", "padding_side",
-                     "workflow_id"), "B"),
+                     "workflow_id", "sampler"), "B"),
 }  # fmt: skip
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from runner.document import Place
+from runner.olive.evaluators import Evaluator, used_by
 from runner.olive.params import Params
-from runner.olive.section import CHANGED, LOST, NEEDLESS, USED, Section
+from runner.olive.search import Search, Variants, varied
+from runner.olive.section import CHANGED, LOST, NEEDLESS, USED, Layers, Section
 from runner.olive.training import read_training
 
 TRAIN, MERGE, BUILD, CONVERT, OPTIMIZE = "train", "merge", "build", "convert", "optimize"
@@ -33,6 +36,7 @@ class Pass:
     """One pass. `kind`: train, merge, build, convert or optimize; `host`: the system that it names, None the engine's.
 
     Of training: the names of its data, the share or number of sequences held out, and the seed that chooses them.
+    `evaluator`: that of this pass alone. `variants`: what a search tries of it.
     """
 
     name: str
@@ -47,9 +51,20 @@ class Pass:
     held_out_place: Place | None = None
     data_seed: int = 42
     metadata_only: bool = False
+    evaluator: Evaluator | None = None
+    variants: Variants | None = None
 
 
-def read_passes(top: Section, generation: str, model_type: str) -> dict[str, Pass]:
+def stage_of(one: Pass) -> str:
+    """The stage that does it."""
+    if one.kind == TRAIN:
+        return "train-qlora" if one.type in ("QLoRA", "LoftQ") else "train-lora"
+    return "merge" if one.kind == MERGE else "build-onnx"
+
+
+def read_passes(
+    top: Section, generation: str, model_type: str, search: Search, evaluators: Mapping[str, Evaluator]
+) -> dict[str, Pass]:
     """All passes by name, in their order. What is wrong is told."""
     section = top.child("passes")
     if section is None or not section.values:
@@ -59,27 +74,31 @@ def read_passes(top: Section, generation: str, model_type: str) -> dict[str, Pas
     for name, node in section.values.items():
         if isinstance(node.value, list):
             several = list(section.children(name))
-            if len(several) != 1:
-                fix = "keep one of them; each of several is a stage of its own (or a `matrix`)"
+            if len(several) > 1 and not search.on:
+                fix = "keep one of them; to try them all write search_strategy: true (they become a `matrix`)"
                 section.wrong(node.place, f"{section.at(name)} has {len(several)} alternatives", fix)
-            found = [_read(one, name, generation, model_type) for one in several]
-            out[name] = found[0] if len(found) == 1 else None
-        elif (one_ := section.child(name)) is not None:
-            out[name] = _read(one_, name, generation, model_type)
+                several = several[:1]
+        else:
+            several = [one for one in [section.child(name)] if one is not None]
+        if several:
+            read = partial(_read, name=name, generation=generation, model_type=model_type, evaluators=evaluators,
+                           searching=search.on)  # fmt: skip
+            out[name] = varied(search, several, read)
     return {k: v for k, v in out.items() if v is not None}
 
 
-def _read(section: Section, name: str, generation: str, model_type: str) -> Pass | None:
+def _read(
+    section: Section, name: str, generation: str, model_type: str, evaluators: Mapping[str, Evaluator], searching: bool
+) -> Pass | None:
     type_ = section.kind(TYPES)
     if not type_:
         return None
     host = _host(section)
-    why = "there is no search: `matrix` runs variants side by side"
-    section.ignore(
-        {"disable_search": ("flag",), "clean_run_cache": ("flag",), "run_on_target": ("flag",)}, NEEDLESS, why
-    )
+    why = "what is searched is a `matrix`" if searching else "nothing is searched"
+    section.ignore({"disable_search": ("flag",)}, USED if searching else NEEDLESS, why)
+    section.ignore({"clean_run_cache": ("flag",), "run_on_target": ("flag",)}, NEEDLESS, "of Olive's own runs")
     section.ignore({"output_name": ("text",)}, NEEDLESS, "each stage's result is kept under its name")
-    section.ignore({"evaluator": ("text", "mapping")}, LOST, "the stage infer measures a model")
+    evaluator = used_by(Layers(section), "evaluator", evaluators, searching)
     nested = section.child("config")
     config = nested or section
     if type_ in TRAINERS:
@@ -97,7 +116,7 @@ def _read(section: Section, name: str, generation: str, model_type: str) -> Pass
     config.close()
     if nested:
         section.close()
-    return found
+    return replace(found, evaluator=evaluator)
 
 
 def _host(section: Section) -> str | Section | None:

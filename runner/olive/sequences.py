@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from runner.document import Place
 from runner.olive.params import Params
-from runner.olive.section import LOST, NEEDLESS, USED, Layers, Section
+from runner.olive.section import CHANGED, LOST, NEEDLESS, USED, Layers, Section
 
 STRATEGIES = {
     "line-by-line": "line",
@@ -18,6 +18,10 @@ STRATEGIES = {
     "join-sliding-window": "join-sliding",
 }
 PAIRS = {"default": ("input", "output"), "self_instruct": ("prompt", "completion"), "custom": ("", "")}
+HIDDEN = (
+    "no pad token is trained, there as here, but Olive hid them from attention too, also the end tokens within a block "
+    "where these are pad tokens; here they are seen, as with use_attention_mask: false"
+)
 ROWS_FIRST = "write the rows that it makes into a file, and prepare that one"
 
 
@@ -143,13 +147,13 @@ def read_sequences(section: Section, make: Layers, old: bool, text: Params) -> P
             out.put(name, value, _place(make, key))
             if value is None and (key != "max_samples" or drawn):
                 _missing(make, f"{key}, which the strategy {strategy} needs")
-    _padding(make, out, joins, old)
+    _padding(section, make, out, joins, old)
     out.put("empty_rows", "keep" if old else "drop")
     out.put("deduplicate", False)
     return out
 
 
-def _padding(make: Layers, out: Params, joins: bool, old: bool) -> None:
+def _padding(section: Section, make: Layers, out: Params, joins: bool, old: bool) -> None:
     pad = make.take("pad_to_max_len", "flag", default=True)
     make.fate("pad_to_max_len", *((NEEDLESS, "joined rows need none") if joins else (USED, "pad")))
     mask = make.take("use_attention_mask", "flag", default=True)
@@ -163,6 +167,10 @@ def _padding(make: Layers, out: Params, joins: bool, old: bool) -> None:
                 where.wrong(where.place(key), f"{where.at(key)} contradicts pad_to_max_len", "change one of them")
     if old:
         out.put("loss_on_pad", not mask)
+        if joins and mask:
+            make.fate("use_attention_mask", CHANGED, "loss_on_pad: false", HIDDEN)
+            if make.holder("use_attention_mask") is None:
+                section.report.note(f"{section.path} has no use_attention_mask, which was true then: {HIDDEN}")
         why = "with a mask Olive then trained no pad token anywhere" if mask else ""
         make.fate("use_attention_mask", USED, f"loss_on_pad: {str(not mask).lower()}", why)
     make.fate("use_attention_mask", NEEDLESS, "sequences are never mixed, and what fills them is not trained")

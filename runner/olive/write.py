@@ -38,11 +38,20 @@ def pipeline_text(made: Made) -> str:
 
 def _stage(draft: Draft, default: str) -> list[str]:
     out = [f"  # {draft.about}"] if draft.about else []
+    if draft.select:
+        return [*out, f"  {draft.name}:", *_mapping("select", draft.select, {})]
     out += [f"  {draft.name}:", f"    uses: {draft.uses}"]
     out += _mapping("inputs", draft.inputs, {})
     values = differing(draft.uses, draft.params.values)
     if values:
         out += _mapping("params", values, {k: v for k, v in draft.params.notes.items() if k in values})
+    if draft.variants is not None:
+        exclude = list(draft.variants.exclude)
+        short = {**draft.variants.values, **({"exclude": exclude} if exclude else {})}
+        rows = _mapping("matrix", short, {})
+        if exclude and len(rows[-1]) > WIDTH:
+            rows = [*rows[:-1], "      exclude:", *(f"        - {_flow(one)}" for one in exclude)]
+        out += rows
     if draft.resources:
         out += _mapping("resources", draft.resources, {})
     if draft.target and draft.target != default:

@@ -1,5 +1,5 @@
 """Configs of Olive for Azure ML, imported and run to the end through the stand-in: data in a datastore, jobs on a
-compute, a token from the Key Vault, results in the workspace's own datastore."""
+compute, a token from the Key Vault, results in the workspace's own datastore; once with the model of a registry."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import yaml
 from azureml.life import GROUP, NAME, SUBSCRIPTION
 from microstages import storage
 from microstages.remote import azureml
-from stores.servers import ACCOUNT
+from olive.samples import parts
+from stores.servers import ACCOUNT, HOST, KEY
 
 from runner.olive import import_config
 
@@ -40,6 +42,43 @@ def datastore(azure, azurite, monkeypatch):
     azureml.forget()
 
 
+@pytest.fixture
+def registry(azure, azurite, datastore):
+    """The example model as a registry has models: in MLflow's format, signed for whoever asks. Its address."""
+    from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+
+    base = f"{datastore}/registry/phi"
+    storage.replace(f"{base}/mlflow_model_folder/MLmodel", b"flavors: {}")
+    for file in (ROOT / "examples/tiny-phi3").iterdir():
+        storage.replace(f"{base}/mlflow_model_folder/data/model/{file.name}", file.read_bytes())
+    container = datastore.removeprefix("abfs://")
+    blob = f"http://{HOST}:{azurite.port}/{ACCOUNT}/{container}/registry/phi"
+    now = datetime.now(UTC)
+    read = ContainerSasPermissions(read=True, list=True)
+    sas = generate_container_sas(ACCOUNT, container, account_key=KEY, permission=read, start=now - timedelta(days=1),
+                                 expiry=now + timedelta(hours=2))  # fmt: skip
+    home = "/mferp/managementfrontend/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices"
+    home += "/registries/azureml-msr"
+    azure.things["/registrymanagement/v1.0/registries/azureml-msr/discovery"] = {
+        "subscriptionId": "s", "resourceGroup": "g", "primaryRegionResourceProviderUri": f"{azure.url}/",
+    }  # fmt: skip
+    model = "Phi-3-mini-4k-instruct/versions/11"
+    azure.things[f"{home}/models/{model}"] = {"properties": {"modelUri": blob}}
+    credential = {"credentialType": "SAS", "sasUri": f"{blob}?{sas}"}
+    azure.posts[f"{home}/datarefs/{model}"] = lambda _: {
+        "blobReferenceForConsumption": {"blobUri": blob, "credential": credential}
+    }
+    return f"azureml://registries/azureml-msr/models/{model}"
+
+
+def from_the_registry() -> dict:
+    """The page's input_model that names a model of a registry."""
+    found = [p for p in parts().values() if "azureml_registry_model" in json.dumps(p)]
+    if not found:
+        pytest.skip("OLIVE'S PAGES NOT TESTED: they are not there")
+    return found[0]["input_model"]
+
+
 def config(shared: Path, name: str, folder: Path, vault: str) -> Path:
     """A config as the pages have it, its placeholders filled in."""
     file = shared / "olive" / name
@@ -55,19 +94,27 @@ def config(shared: Path, name: str, folder: Path, vault: str) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize("name", ["e2e-lora-aml.json", "e2e-qlora-aml.json"])
-def test_a_config_of_the_pages_runs_to_the_end(azure, azurite, datastore, shared, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(("name", "registered"), [("e2e-lora-aml.json", False), ("e2e-qlora-aml.json", True)])
+def test_a_config_of_the_pages_runs_to_the_end(
+    azure, azurite, datastore, registry, shared, tmp_path, monkeypatch, name, registered
+):
     rows = [json.loads(line) for line in (ROOT / "examples/tones.jsonl").read_text().splitlines()[:80]]
     text = "".join(json.dumps({"Question": r["phrase"], "Best Answer": r["tone"]}) + "\n" for r in rows)
     storage.replace(f"{datastore}/train/rows.json", text.encode())
     azure.vault["hf-token"] = "a-token-of-the-hub"
     file = tmp_path / "pipeline.yaml"
-    import_config(config(shared, name, tmp_path, azure.url), file)
+    given = config(shared, name, tmp_path, azure.url)
+    if registered:
+        given.write_text(json.dumps({**json.loads(given.read_text()), "input_model": from_the_registry()}))
+    import_config(given, file)
     pipeline = yaml.safe_load(file.read_text())
     assert pipeline["store"].startswith(f"azureml://subscriptions/{SUBSCRIPTION}/")
     assert pipeline["target"] == "aml" and pipeline["targets"]["aml"]["compute"] == "gpu-cluster"
     # what stands in for the cloud, and makes it short: a small model, small blocks, two steps
-    pipeline["params"]["base_model"] = str(ROOT / "examples/tiny-phi3")
+    if registered:
+        assert pipeline["params"]["base_model"] == registry
+    else:
+        pipeline["params"]["base_model"] = str(ROOT / "examples/tiny-phi3")
     pipeline["stages"]["data"]["params"] |= {"max_length": 128}
     train = next(n for n, s in pipeline["stages"].items() if s["uses"].startswith("train-"))
     pipeline["stages"][train]["params"] |= {"steps": 2, "rank": 4, "alpha": 4, "threads": 1}
@@ -92,5 +139,7 @@ def test_a_config_of_the_pages_runs_to_the_end(azure, azurite, datastore, shared
     assert all(o["uri"].startswith("azureml://") for s in stages.values() for o in s["outputs"].values())
     found = storage.listing(f"{datastore}/microstages")
     assert sum(n.endswith("/commit.json") for n in found) == len(stages)
+    signed = [r for r in azure.requests if "/registries/" in r.path and "/datarefs/" in r.path]
+    assert bool(signed) == registered
     for request in azure.requests:
         assert "a-token-of-the-hub" not in request.body.decode(errors="replace")

@@ -18,7 +18,7 @@ ALL = {**own_configs(), **shared_configs(), **fragments()}
 GENERATIONS = {
     "pages": "A", "alternatives": "A", "local-qlora": "B", "e2e-lora-aml": "A", "e2e-qlora-aml": "A",
     "olive-phi3-classification": "A", "phrase-classification": "A", "olive-llama3.2-1b-qlora": "B",
-    "olive-open-llama-qlora": "B",
+    "olive-open-llama-qlora": "B", "search": "B",
 }  # fmt: skip
 
 

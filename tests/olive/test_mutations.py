@@ -17,14 +17,15 @@ from runner.olive.convert import made_of, read
 
 PARTS = {name: part for name, part in parts().items() if part not in shared_configs().values()}
 ALL = {**own_configs(), **shared_configs(), **{name: c for name, c in fragments().items() if name in PARTS}}
-# Keys that are names: of systems, passes, tags, columns.
-NAMES = re.compile(r"(systems|passes|.*\.tags|.*\.col_filters)\.[^.\[]+")
+# Keys that are names: of systems, passes, evaluators, tags, columns.
+NAMES = re.compile(r"(systems|passes|evaluators|.*\.tags|.*\.col_filters)\.[^.\[]+")
 FREE = re.compile(r".*\.(tags|col_filters)\.[^.]+")  # values of any type
 SAMPLES = {"text": "no such word", "flag": True, "number": 17.5, "list": [17.5], "mapping": {"wrong": 17.5}}
 # Values that Olive takes in another type too, and that cannot be told from right ones.
 ALSO = {
     ("data_files", "text"), ("model_path", "text"),  # a path in place of a resource
-    ("search_strategy", "mapping"), ("cache_dir", "list"), ("report_to", "list"),
+    ("search_strategy", "mapping"), ("search_strategy", "flag"), ("cache_dir", "list"), ("report_to", "list"),
+    ("alpha", "number"), ("int4_is_symmetric", "flag"),  # one value in place of several
     ("tags", "mapping"), ("col_filters", "mapping"),  # any names
     ("text_cols", "text"),  # a column
 }  # fmt: skip

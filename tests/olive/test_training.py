@@ -1,14 +1,19 @@
-"""Training is what Olive of the generation would have done: against tables that are written down here."""
+"""Training is what Olive of the generation would have done: against tables that are written down here, and against what
+its source says (`recorded_defaults.json`)."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from olive.samples import Config, own_configs
+from olive.samples import ROOT, Config, own_configs
 
+from runner.document import parse
 from runner.olive.convert import Made
 from runner.olive.section import CHANGED, LOST, NEEDLESS, SAME, USED
 from runner.pipeline import Pipeline
@@ -194,3 +199,50 @@ def test_every_field_of_training_arguments_is_known(make: Callable[..., Made]):
 def test_a_token_is_not_repeated(make: Callable[..., Made]):
     made = make(config_of("A", hub_token="hf_secret"))
     assert "hf_secret" not in repr(made.report)
+
+
+def table() -> list[tuple[list[str], dict[str, Any], str]]:
+    """The table of docs/olive.md: names of an argument, its value by generation, what it is here."""
+    lines = (ROOT / "docs" / "olive.md").read_text().splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("| `training_args` | A | B |")) + 2
+    out = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        names, a, b, here = (cell.strip() for cell in line.strip("|").split("|"))
+        values = {g: parse(re.split("[,;: ]", cell)[0], "cell").plain() for g, cell in (("A", a), ("B", b))}
+        out.append((re.findall("`([^`]+)`", names), values, (re.findall("`([^`]+)`", here) or [""])[0]))
+    return out
+
+
+@pytest.mark.parametrize("generation", USUAL)
+def test_the_page_says_what_olive_did_and_what_is_imported(generation: str, pipeline: Callable[..., Pipeline]):
+    from transformers import TrainingArguments
+
+    olive = json.loads((Path(__file__).parent / "recorded_defaults.json").read_text())[generation]
+    theirs = {f.name: getattr(f.default, "value", f.default) for f in dataclasses.fields(TrainingArguments)}
+    if generation == "B":
+        olive["eval_strategy"] = "steps"  # wherever there is something to evaluate on
+    rows = table()
+    assert len(rows) > 20
+    said = {name: values[generation] for names, values, _ in rows for name in names}
+
+    def imported(**arguments: Any) -> dict[str, Any]:
+        made = pipeline(config_of(generation, **arguments))
+        return dict(next(s for s in made.stages.values() if s.interface.name.startswith("train-")).params)
+
+    here, evaluating = imported(), imported(evaluation_strategy="steps")
+    for names, values, becomes in rows:
+        value = None if values[generation] == "none" else values[generation]
+        assert value == next((olive[n] for n in names if n in olive), theirs.get(names[0])), names
+        name, _, fixed = becomes.partition(": ")
+        if fixed:
+            assert here[name] == float(fixed), names
+        elif "eval_strategy" in names:
+            assert here[name] == (0 if value == "no" else said["logging_steps"])
+        elif "logging_steps" in names:
+            assert evaluating[name] == value
+        elif "data_seed" in names:
+            assert here[name] in (None, said["seed"]) and value in (None, said["seed"])
+        elif name:
+            assert here[name] == (None if value == -1 else value), names
