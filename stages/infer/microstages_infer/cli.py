@@ -11,7 +11,7 @@ from microstages.stage import Input, Output, Param, Run, stage
 
 from microstages_infer.decoding import Engine, Limits
 from microstages_infer.measure import Measure, Wish
-from microstages_infer.prompts import Row, Wrap, from_dataset, from_files
+from microstages_infer.prompts import Row, Wrap, form_of, from_dataset, from_files
 from microstages_infer.sampling import Sampling
 
 
@@ -37,6 +37,32 @@ def main(
     ] = None,
     prompt: Annotated[str | None, Param("answer this one prompt, as it is, and show the answer as it comes")] = None,
     chat: Annotated[bool, Param("talk: on a terminal, or with the lines of stdin")] = False,
+    serve: Annotated[
+        bool, Param("answer over HTTP, with OpenAI's API, until told to stop", affects_result=False)
+    ] = False,
+    host: Annotated[
+        str, Param("of --serve: the address to listen on; one that others reach wants a key", affects_result=False)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, Param("of --serve; 0 takes a free one, and says it", min=0, max=65535, affects_result=False)
+    ] = 8080,
+    api_key_file: Annotated[
+        str | None,
+        Param("of --serve: the key that requests must bring; or put it in MICROSTAGES_API_KEY", affects_result=False),
+    ] = None,
+    served_name: Annotated[
+        str | None,
+        Param("of --serve: the model's name in the API; else the last part of its place", affects_result=False),
+    ] = None,
+    max_concurrent: Annotated[
+        int, Param("of --serve: answered side by side", min=1, unit="requests", affects_result=False)
+    ] = 8,
+    max_waiting: Annotated[
+        int, Param("of --serve: more than these are turned away", min=0, unit="requests", affects_result=False)
+    ] = 32,
+    grace: Annotated[
+        float, Param("of --serve: what runs may go on after SIGTERM", min=0, unit="seconds", affects_result=False)
+    ] = 8.0,
     as_chat: Annotated[bool, Param("put each bare prompt in the chat template, as a user's message")] = False,
     add_bos: Annotated[
         bool, Param("begin each bare prompt with the tokenizer's bos token, unless it does already")
@@ -85,13 +111,18 @@ def main(
     ] = None,
 ) -> None:
     """Answer prompts with a model in any form, and measure how well and how fast."""
+    where = {"--host": (host, "127.0.0.1"), "--port": (port, 8080), "--api-key-file": (api_key_file, None),
+             "--served-name": (served_name, None), "--max-concurrent": (max_concurrent, 8),
+             "--max-waiting": (max_waiting, 32), "--grace": (grace, 8.0)}  # fmt: skip
+    if not serve and (strange := [flag for flag, (value, default) in where.items() if value != default]):
+        raise UserError("nothing is served", where=strange[0], fix="add --serve, or leave this away")
     _check(
         model=model, adapter=adapter, dataset=dataset, prompts=prompts, output=output, prompt=prompt, chat=chat,
-        as_chat=as_chat, add_bos=add_bos, system=system, limit=limit, metric=metric, precision=precision,
+        serve=serve, as_chat=as_chat, add_bos=add_bos, system=system, limit=limit, metric=metric, precision=precision,
     )  # fmt: skip
     wish = Wish(loss, keep_scores, neutral, neutral_window, neutral_tokens, reference)
     wish.check(dataset is not None or prompts is not None)
-    if temperature == 0 and (top_k is not None or top_p is not None):
+    if temperature == 0 and not serve and (top_k is not None or top_p is not None):
         raise UserError(
             "nothing is drawn at temperature 0",
             where="--top-k" if top_k is not None else "--top-p",
@@ -130,12 +161,20 @@ def main(
     metric_ = "exact_match" if metric == "auto" else metric
     measure = Measure(wish, wrap, rows, dataset)
 
+    place = None
+    if serve:
+        from microstages_infer.serve import Place, Settings
+
+        place = Place(Settings(host, port, served_name, api_key_file, max_concurrent, max_waiting, grace), run.report)
     began = time.perf_counter()
-    engine = _engine(run, model, adapter, device=device, precision=precision, threads=threads)
+    engine = _engine(run, model, adapter, device=device, precision=precision, threads=threads, later=serve)
     loading = time.perf_counter() - began
     if not engine.stop_ids and not stop:
         run.warn("the model names no end token: every answer runs until its most tokens")
     _check_vocabulary(dataset, engine, run)
+    if place is not None:
+        form = next((f for a in (adapter, model) if a is not None and (f := form_of(a.metadata)) is not None), None)
+        place.serve(model, engine, wrap, sampling, tuple(stop), max_new_tokens, form)
     limits = Limits(
         batch.new_tokens(engine, rows, max_new_tokens) if rows else max_new_tokens or batch.NEW_TOKENS, tuple(stop)
     )
@@ -188,6 +227,7 @@ def _check(
     output: Draft | None,
     prompt: str | None,
     chat: bool,
+    serve: bool,
     as_chat: bool,
     add_bos: bool,
     system: str | None,
@@ -196,7 +236,8 @@ def _check(
     precision: str,
 ) -> None:
     """Raises UserError where flags do not go together."""
-    asked = {"--dataset": dataset, "--prompts": prompts, "--prompt": prompt, "--chat": chat or None}
+    asked = {"--dataset": dataset, "--prompts": prompts, "--prompt": prompt, "--chat": chat or None,
+             "--serve": serve or None}  # fmt: skip
     given = [flag for flag, value in asked.items() if value is not None]
     if len(given) != 1:
         raise UserError(
@@ -206,13 +247,14 @@ def _check(
     many = given[0] in ("--dataset", "--prompts")
     if many and output is None:
         raise UserError("there is no place for the predictions", where=given[0], fix="give --output, a new folder")
-    if chat and output is not None:
-        raise UserError("a chat writes no predictions", where="--output", fix="leave it away")
+    if (chat or serve) and output is not None:
+        what = "a chat" if chat else "a server"
+        raise UserError(f"{what} writes no predictions", where="--output", fix="leave it away")
     if not many and limit is not None:
         raise UserError("there are no rows to limit", where="--limit", fix="leave it away")
     if not many and metric not in ("auto", "none"):
         raise UserError("there are no rows to compare", where="--metric", fix="leave it away")
-    if as_chat and given[0] in ("--dataset", "--chat"):
+    if as_chat and given[0] in ("--dataset", "--chat", "--serve"):
         already = (
             "the held-out rows are text as the model was trained on" if dataset else "a chat is in its form already"
         )
@@ -223,7 +265,7 @@ def _check(
             where="--add-bos",
             fix="leave it away",
         )
-    if system is not None and not (chat or as_chat or prompts is not None):
+    if system is not None and not (chat or serve or as_chat or prompts is not None):
         raise UserError("a system message needs a chat", where="--system", fix="add --as-chat, or leave it away")
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty", where="--prompt", fix="say something")
@@ -243,14 +285,15 @@ def _check(
 
 
 def _engine(
-    run: Run, model: Artifact, adapter: Artifact | None, *, device: str, precision: str, threads: int | None
-) -> Engine:
+    run: Run, model: Artifact, adapter: Artifact | None, *, device: str, precision: str, threads: int | None,
+    later: bool = False,
+) -> Engine:  # fmt: skip
     from microstages.machine import cores
 
     if model.kind == "onnx-model":
         from microstages_infer.onnx_engine import OnnxEngine
 
-        return OnnxEngine(model, device, threads or cores())
+        return OnnxEngine(model, device, threads or cores(), later=later)
     from microstages_infer.torch_engine import TorchEngine
 
     return TorchEngine(model, adapter, device=device, precision=precision, threads=threads or cores(), warn=run.warn)

@@ -105,7 +105,7 @@ def room(engine: Engine, prompt_tokens: int, wanted: int) -> int:
     return wanted if engine.context is None else min(wanted, engine.context - prompt_tokens)
 
 
-class _Row:
+class Making:
     """An answer in the making."""
 
     def __init__(self, engine: Engine, prompt: Sequence[int], limits: Limits, said: Callable[[str], None] | None):
@@ -174,7 +174,7 @@ def answer(
     A prompt that leaves no room gets an answer with a `problem`.
     """
     clock = clock or Clock()
-    rows = [_Row(engine, p, limits, said) for p in prompts]
+    rows = [Making(engine, p, limits, said) for p in prompts]
     for row in rows:
         if row.answer.prompt_tokens == 0:
             row.done, row.answer.problem = True, "the prompt is empty"

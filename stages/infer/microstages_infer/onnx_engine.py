@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from microstages.artifact import Artifact
@@ -25,18 +26,19 @@ KEPT_ROOM = 1024  # tokens a kept conversation may have at first; the runtime re
 
 
 class OnnxEngine:
-    """A loaded ONNX model. `device` is what it was built for.
+    """A loaded ONNX model. `device` is what it was built for. `later`: the runtime loads it when it is needed first.
 
     Raises UserError where the folder is not complete, its device is not there, or the runtime refuses the model.
     """
 
     name = "onnxruntime-genai"
 
-    def __init__(self, model: Artifact, device: str, threads: int) -> None:
+    def __init__(self, model: Artifact, device: str, threads: int, *, later: bool = False) -> None:
         self._config = read_json(model.file("genai_config.json", fix="build it again with build-onnx"))
         part = self._config.get("model", {})
-        decoder = part.get("decoder", {})
-        model.file(decoder.get("filename", "model.onnx"), fix="build it again with build-onnx")
+        self.decoder = decoder = part.get("decoder", {})
+        self.file = model.file(decoder.get("filename", "model.onnx"), fix="build it again with build-onnx")
+        self.threads = threads
         self.device = _provider(decoder)
         if device not in ("auto", self.device):
             raise UserError(
@@ -53,17 +55,25 @@ class OnnxEngine:
         # LongRoPE: the runtime computes everything anew with the long factors when one row's generation gets to this
         # length, but not for several rows, nor when it is passed by reading
         turns = str(part.get("type", "")).startswith("phi") and (self.context or 0) > LONG_FACTORS
-        self._turn = LONG_FACTORS if turns else None
-        self.together = self._turn or self.context
+        self.turn = LONG_FACTORS if turns else None
+        self.together = self.turn or self.context
         stop = part.get("eos_token_id", [])
         self.stop_ids = frozenset(int(i) for i in (stop if isinstance(stop, list) else [stop]) if i is not None)
         # a window that slides throws keys away, so nothing behind it can be taken up again
         self._rewinds = not decoder.get("sliding_window")
         self._kept: tuple[list[int], Any, int] | None = None
         self._og = _runtime(self.device, model)
-        self._model = self._load(model, threads)
+        self._from = model
+        if not later:
+            self.load()
 
-    def _load(self, model: Artifact, threads: int) -> Any:
+    def load(self) -> None:
+        """Let the runtime load the model, unless it did. Raises UserError where it refuses it."""
+        self._model  # noqa: B018
+
+    @cached_property
+    def _model(self) -> Any:
+        model, threads = self._from, self.threads
         overlay = {
             "model": {
                 "pad_token_id": PAD,
@@ -81,7 +91,8 @@ class OnnxEngine:
                 fix="build it again with build-onnx, with a version not newer than this runtime",
             ) from None
 
-    def _generator(self, rows: int, length: int) -> Any:
+    def generator(self, rows: int, length: int) -> Any:
+        """A generator of the runtime for this many rows of at most `length` tokens, that takes the likeliest."""
         params = self._og.GeneratorParams(self._model)
         params.set_search_options(
             max_length=length, batch_size=rows, num_beams=1, do_sample=False, min_length=0, repetition_penalty=1.0,
@@ -104,7 +115,7 @@ class OnnxEngine:
             generator = self._continued(list(prompts[0]), room)
         else:
             longest = max(len(p) for p in prompts)
-            generator = self._generator(len(prompts), longest + room)
+            generator = self.generator(len(prompts), longest + room)
             padded = [[*p, *[PAD] * (longest - len(p))] for p in prompts]
             generator.append_tokens(np.array(padded if len(prompts) > 1 else padded[0], dtype=np.int32))
         said: list[int] = []
@@ -125,7 +136,7 @@ class OnnxEngine:
         import numpy as np
 
         longest = max(len(s) for s in sequences) - 1
-        generator = self._generator(len(sequences), longest + 1)
+        generator = self.generator(len(sequences), longest + 1)
         padded = [[*s[:-1], *[PAD] * (longest - len(s) + 1)] for s in sequences]
         generator.append_tokens(np.array(padded if len(sequences) > 1 else padded[0], dtype=np.int32))
         logits = np.asarray(generator.get_output("logits"))
@@ -139,7 +150,7 @@ class OnnxEngine:
     def _one_by_one(self, sequence: Sequence[int], start: int) -> Any:
         import numpy as np
 
-        generator = self._generator(1, len(sequence))
+        generator = self.generator(1, len(sequence))
         rows = []
         for part in (sequence[:start], *([token] for token in sequence[start:-1])):
             generator.append_tokens(np.array(part, dtype=np.int32))
@@ -157,7 +168,7 @@ class OnnxEngine:
             same = next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), None)
             # the last token must be read again: its logits choose what follows
             same = min(len(ids) if same is None else same, len(prompt) - 1, generator.token_count() - 1)
-            if self._turn is None or len(prompt) <= self._turn or same > self._turn:
+            if self.turn is None or len(prompt) <= self.turn or same > self.turn:
                 generator.rewind_to(same)
                 self._kept = (prompt, generator, length)
                 generator.append_tokens(np.array(prompt[same:], dtype=np.int32))
@@ -165,7 +176,7 @@ class OnnxEngine:
         self._kept = None  # its memory is free before the next one's is taken
         length = max(KEPT_ROOM, 2 * needed)
         length = max(needed, min(length, self.context or length))
-        generator = self._generator(1, length)
+        generator = self.generator(1, length)
         generator.append_tokens(np.array(prompt, dtype=np.int32))
         self._kept = (prompt, generator, length)
         return generator

@@ -60,6 +60,15 @@ class Wrap:
         return self.text.render([*first, *messages], add_generation_prompt=True)
 
 
+def form_of(metadata: Mapping[str, Any]) -> str | None:
+    """How the prompts were written that a model or an adapter was tuned on, where its manifest tells of a template."""
+    said = metadata.get("template")
+    if not isinstance(said, Mapping) or said.get("kind") != "template" or not isinstance(said.get("template"), str):
+        return None
+    completion = said.get("completion")
+    return str(said["template"]).partition(f"{{{completion}}}")[0] if completion else str(said["template"])
+
+
 def from_dataset(dataset: Artifact) -> tuple[list[Row], int]:
     """The held-out rows, and how many of them were left out because no prompt is known for them.
 

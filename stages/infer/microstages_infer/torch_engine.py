@@ -65,12 +65,13 @@ class TorchEngine:
         torch.set_num_threads(threads)
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
-        with warnings.catch_warnings(), _memory():
+        with warnings.catch_warnings(), memory():
             warnings.simplefilter("ignore", FutureWarning)  # of libraries among themselves
-            self._model = _load(model, adapter, self.device, precision)
+            self.model = _load(model, adapter, self.device, precision)
         self.precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(
-            str(self._model.dtype).removeprefix("torch."), str(self._model.dtype)
+            str(self.model.dtype).removeprefix("torch."), str(self.model.dtype)
         )
+        self.adapted = adapter is not None
         self._kept: tuple[list[int], Any] | None = None
 
     def generate(
@@ -108,9 +109,9 @@ class TorchEngine:
         options: dict[str, Any] = {}
         if keep:
             cache = self._continued(list(prompts[0]))
-            options["past_key_values"] = cache = DynamicCache(config=self._model.config) if cache is None else cache
-        with torch.inference_mode(), _memory():
-            self._model.generate(
+            options["past_key_values"] = cache = DynamicCache(config=self.model.config) if cache is None else cache
+        with torch.inference_mode(), memory():
+            self.model.generate(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
                 generation_config=GenerationConfig(max_new_tokens=room, do_sample=False, pad_token_id=0),
@@ -134,9 +135,9 @@ class TorchEngine:
             mask[row, : len(s) - 1] = 1
         first = min(starts) - 1
         # some architectures give the logits of every token, whether they are wanted or not
-        only: dict[str, int] = {"logits_to_keep": longest - first} if self._model._supports_logits_to_keep() else {}
-        with torch.inference_mode(), _memory():
-            logits = self._model(
+        only: dict[str, int] = {"logits_to_keep": longest - first} if self.model._supports_logits_to_keep() else {}
+        with torch.inference_mode(), memory():
+            logits = self.model(
                 input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False, **only
             ).logits
             logits = logits[:, first - longest :].float().cpu().numpy()
@@ -164,7 +165,7 @@ class TorchEngine:
 
 
 @contextmanager
-def _memory() -> Iterator[None]:
+def memory() -> Iterator[None]:
     """torch's ways to say that there is not enough memory become Python's."""
     import torch
 
@@ -191,6 +192,12 @@ def check_base(model: Artifact, adapter: Artifact, warn: Callable[[str], None]) 
         )
     if quantization := adapter.metadata.get("quantization"):
         kind = quantization.get("type", "quantized") if isinstance(quantization, dict) else quantization
+        if isinstance(quantization, dict) and quantization.get("loftq"):
+            warn(
+                f"this adapter began as what the {kind} quantization lost (LoftQ): it belongs on the dequantized base "
+                "only, and on the base as it is its answers are off by that (`merge` makes the model that was trained)"
+            )
+            return
         warn(
             f"this adapter was trained on the {kind} quantized base; here it runs on the base as it is, which differs "
             "a little (`merge` can make the model that was trained)"
