@@ -1,4 +1,5 @@
-"""What a command line names: `WHAT` is a stage, `stage.output`, a tag, `tag/stage`, or the address of an artifact.
+"""What a command line names: `WHAT` is a stage (of a matrix, all variants), `stage.output`, a tag, `tag/stage`, or the
+address of an artifact.
 
 A word with `://` in it, or that begins like a path (`/`, `./`, `../`, `~`), is an address. Any other word is looked for
 among the stages, then the tags; a path that is there comes last. Stages are meant as they are now.
@@ -97,9 +98,9 @@ class Finder:
         if not self.file.exists() and path.exists():
             return [_address(word)], True
         stage, dot, output = word.partition(".")
-        if stage in self.known.pipeline.stages:
-            found = self._stage(stage)
-            return (_output(found, stage, output), True) if dot else (found, len(found) == 1)
+        if stages := self.known.pipeline.named(stage):
+            found = [n for s in sorted(stages) for n in (_output(self._stage(s), s, output) if dot else self._stage(s))]
+            return found, len(found) == 1
         tag, slash, rest = word.partition("/")
         if tag in self.tags:
             return self._tag(self.tags[tag], rest) if slash else (self._tag_all(self.tags[tag]), False)

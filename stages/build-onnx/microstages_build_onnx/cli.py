@@ -68,11 +68,14 @@ def main(
     use_qdq: Annotated[bool, Param("write quantize and dequantize nodes instead of MatMulNBits")] = False,
     extra_options: Annotated[list[str] | None, Param("KEY=VALUE of the model builder that has no flag here")] = None,
     layout: Annotated[
-        Literal["flat", "foundry-local"],
-        Param("flat: as ONNX Runtime GenAI reads it; foundry-local: with inference_model.json beside it"),
+        Literal["flat", "foundry-local", "ai-toolkit"],
+        Param("flat: as ONNX Runtime GenAI reads it; foundry-local: with inference_model.json beside it; ai-toolkit: "
+              "flat, and runner pull puts it into the four folders below ~/.aitk/models by which AI Toolkit lists it"),
     ] = "flat",
     model_name: Annotated[
-        str | None, Param("what Foundry Local lists it as; if not given its architecture, precision and provider")
+        str | None,
+        Param("what Foundry Local lists it as, or PUBLISHER/MODEL in AI Toolkit; if not given its architecture, "
+              "precision and provider"),
     ] = None,
     verify: Annotated[
         Literal["auto", "required", "skip"],
@@ -92,6 +95,8 @@ def main(
 
     began = time.monotonic()
     origin = source.read_source(model)
+    kind = str(origin.config.get("model_type", "model"))
+    place = finish.ai_toolkit(model_name or kind, precision, execution_provider) if layout == "ai-toolkit" else None
     flags = {
         "exclude_embeds": exclude_embeds,
         "exclude_lm_head": exclude_lm_head,
@@ -128,8 +133,7 @@ def main(
             graph.check(found, asked)
             finish.finish(origin, output.path)
             if layout == "foundry-local":
-                named = model_name or f"{origin.config.get('model_type', 'model')}-{precision}-{execution_provider}"
-                finish.foundry(origin, output.path, named)
+                finish.foundry(origin, output.path, model_name or f"{kind}-{precision}-{execution_provider}")
             with _child(run, "check", "the ONNX model") as runtime:
                 tokenizer = runtime.ask(job | {"do": "settle"})
                 answered = None if skipped else runtime.ask(job | {"do": "answer"})
@@ -161,6 +165,9 @@ def main(
         build_seconds=built["build_seconds"],
         build_peak_memory_bytes=built["peak_memory_bytes"],
     )
+    if place:
+        output.metadata["folder"] = place
+        run.log(f"AI Toolkit wants it in ~/.aitk/models/{place}; runner pull puts it there")
     if answered and compared:
         output.metrics.update(_figures(answered, compared), prompts=len(on.ids), prompts_from=on.origin)
         run.report.metric(**output.metrics)

@@ -7,6 +7,7 @@ path or setting of the machine gets in, and every token that ends an answer ends
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from microstages.tokens import read_json
 
 from microstages_build_onnx.source import Source
 
+# AI Toolkit's names of what a model runs on, the third of its four folders.
+RUNTIMES = {"cpu": "cpu", "cuda": "cuda", "dml": "directml", "webgpu": "webgpu"}
 HOLE = "{Content}"  # where Foundry Local puts a message
 KEPT = ("model.onnx", "model.onnx.data", "genai_config.json")
 # What transformers notes about how it loaded a tokenizer; nothing of the tokenizer itself.
@@ -62,6 +65,19 @@ def foundry(source: Source, folder: Path, name: str) -> None:
         what = "its chat template changes a message, which Foundry Local's templates cannot do"
         raise UserError(what, where="--layout", fix="leave --layout away")
     _write(folder / "inference_model.json", {"Name": name, "PromptTemplate": {"assistant": HOLE, "prompt": prompt}})
+
+
+def ai_toolkit(name: str, precision: str, provider: str) -> str:
+    """Where AI Toolkit looks for a model below ~/.aitk/models: publisher/model/runtime/display name.
+
+    `name`: MODEL or PUBLISHER/MODEL. Raises UserError where it is neither.
+    """
+    words = name.split("/")
+    if len(words) > 2 or not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", w) for w in words):
+        what = f"{name!r} is no name of a folder"
+        raise UserError(what, where="--model-name", fix="write PUBLISHER/MODEL in letters, digits, dots, dashes")
+    publisher, model = words if len(words) == 2 else ("microstages", words[0])
+    return f"{publisher}/{model}/{RUNTIMES[provider]}/{model}-{precision}-{RUNTIMES[provider]}"
 
 
 def _tokenizer_config(source: Source) -> dict[str, Any]:

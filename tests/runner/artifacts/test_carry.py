@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from microstages import storage
 
+from runner.artifacts import placed
+
 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, without what this machine remembers of it."""
@@ -197,6 +199,7 @@ def test_a_copy_killed_at_any_moment_is_continued(many, killed_at_every_step, tm
 CUT_OFF = """
 import os, sys
 from microstages import storage
+from runner.artifacts import placed
 from runner import carry, cli
 carry.BATCH_FILES = 1
 send, left = storage.upload, int(os.environ["NTH"])
@@ -294,3 +297,9 @@ def test_from_a_store_elsewhere_to_this_machine(far, tmp_path):
     far.ok("pull", "v1", tmp_path / "v1")
     assert (tmp_path / "v1/second/text").read_bytes() == b"one\ntwo\nhello\nend\n"
     assert sorted(os.listdir(tmp_path / "v1")) == ["first", "second", "side"]
+
+
+def test_a_folder_named_in_metadata_never_leads_out():
+    assert placed({"folder": "team/tones/cpu/tones-int4-cpu"}) == "team/tones/cpu/tones-int4-cpu"
+    for wrong in ("../x", "/etc", "a/../b", "a//b", ".ssh", "a/.b", "", "a\n", 3, None):
+        assert placed({"folder": wrong}) == ""
