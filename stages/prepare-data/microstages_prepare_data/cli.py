@@ -60,6 +60,9 @@ def main(
     loss_on_pad: Annotated[
         bool, Param("train the pad token where the text holds it; off: never, though it be the eos token too")
     ] = True,
+    hide_pad: Annotated[
+        bool, Param("hide pad tokens from attention in training, also within a sequence; with --no-loss-on-pad")
+    ] = False,
     end_token: Annotated[
         str, Param("token that ends an answer; auto: the chat template's, else the tokenizer's; none: no token")
     ] = "auto",
@@ -146,8 +149,8 @@ def main(
         completion=completion, columns=tuple(columns or ()), prompt_field=prompt_field,
         completion_field=completion_field, prompt_template=prompt_template, completion_template=completion_template,
         messages_field=messages_field, conversation=conversation, chat_template=chat_template, values=values,
-        empty_rows=empty_rows, loss=loss, loss_on_pad=loss_on_pad, end_token=end_token, add_bos=add_bos,
-        special_tokens_as_text=special_tokens_as_text, strategy=strategy, max_length=max_length,
+        empty_rows=empty_rows, loss=loss, loss_on_pad=loss_on_pad, hide_pad=hide_pad, end_token=end_token,
+        add_bos=add_bos, special_tokens_as_text=special_tokens_as_text, strategy=strategy, max_length=max_length,
         prompt_max_length=prompt_max_length, joiner=joiner, keep_last_full=keep_last_full, stride=stride,
         group_rows=group_rows, max_sequences=max_sequences, draws=draws, draw_seed=draw_seed, pad=pad,
         overlong=overlong, short_rows=short_rows, deduplicate=deduplicate, test_fraction=test_fraction,

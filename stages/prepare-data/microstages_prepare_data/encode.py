@@ -165,7 +165,7 @@ class Encoder:
         rows["full"] = np.minimum(lengths, 2**31 - 1)
         rows["flags"][moved] |= MOVED_BORDER
         rows["flags"][cut] |= CUT
-        self._mark_end_inside(rows, ids, lengths)
+        self._mark_end_inside(rows, ids, trained, lengths)
         if not plan.settings.joins:
             ids, trained, lengths = self._cut(rows, ids, trained, lengths)
         rows["tokens"] = lengths
@@ -220,11 +220,14 @@ class Encoder:
         a, yes, newline, newline_a, newline_yes = self._ids(probes)
         return newline + a == newline_a and newline + yes == newline_yes
 
-    def _mark_end_inside(self, rows: NDArray[Any], ids: NDArray[Any], lengths: NDArray[Any]) -> None:
-        """Flags rows of text whose values hold the end token: they would teach the model to stop too early."""
+    def _mark_end_inside(
+        self, rows: NDArray[Any], ids: NDArray[Any], trained: NDArray[Any], lengths: NDArray[Any]
+    ) -> None:
+        """Flags rows of text that train the end token within them: they would teach the model to stop too early."""
         if self.plan.end_id is None or isinstance(self.plan.recipe, Chat):
             return
-        per_row = np.bincount(np.repeat(np.arange(len(rows)), lengths)[ids == self.plan.end_id], minlength=len(rows))
+        taught = (ids == self.plan.end_id) & (trained != 0)
+        per_row = np.bincount(np.repeat(np.arange(len(rows)), lengths)[taught], minlength=len(rows))
         expected = 1 + self.plan.joiner_ids.count(self.plan.end_id)
         rows["flags"][per_row > expected] |= END_INSIDE
 

@@ -35,6 +35,7 @@ from microstages_prepare_data.write import Written, write_spans, write_split
 SMALL = 4 << 20  # bytes of source below which other processes do not pay
 LOOKED_AT = 100  # rows whose fields are looked at
 FIRST_BAD = 5  # bad rows whose place is reported
+_MEND = {"this is not UTF-8": "convert the file: iconv -f <its encoding> -t utf-8 (often cp1252)"}
 
 
 def prepare(
@@ -226,7 +227,7 @@ def _count(tally: reporting.Tally, encoded: Encoded, files: Files, settings: Set
             raise UserError(
                 reason,
                 where=f"{files[file][0].path}:{number}",
-                fix="mend this row, or leave such rows out: --bad-rows skip",
+                fix=f"{_MEND.get(reason, 'mend this row')}, or leave such rows out: --bad-rows skip",
             )
         tally.bad += 1
         if len(tally.first_bad) < FIRST_BAD:

@@ -32,6 +32,7 @@ class Settings:
     empty_rows: str = "bad"
     loss: str = "auto"
     loss_on_pad: bool = True
+    hide_pad: bool = False
     end_token: str = "auto"
     add_bos: bool = False
     special_tokens_as_text: bool = False
@@ -133,6 +134,10 @@ class Settings:
                 raise _contradiction(
                     "--special-tokens-as-text", "a chat template writes its own tokens", "--special-tokens-as-text"
                 )
+        if self.hide_pad and self.loss_on_pad:
+            raise UserError(
+                "a pad token that is hidden is not trained either", where="--hide-pad", fix="give --no-loss-on-pad too"
+            )
         if self.conversation == "text" and self.loss == "completion":
             raise _contradiction("--loss completion", "--conversation text knows no answers", "--conversation")
 

@@ -176,3 +176,12 @@ def test_the_model_folder_is_only_read(prepare, model, tmp_path):
     only(prepare([ROW], template=TEMPLATE, test_fraction=0, model=copy))
     after = {p.name: p.stat().st_mtime_ns for p in copy.iterdir() if not p.name.startswith(".")}
     assert after == before
+
+
+def test_an_end_token_is_taught_where_it_is_trained(prepare):
+    """`<|end|>` closes the user's turn too, which is read and not trained."""
+    chat = {"prompt_field": "phrase", "completion_field": "tone", "end_token": "<|end|>", "test_fraction": 0}
+    asked = prepare([{**ROW, "phrase": "The lamp went out.<|end|>"}], **chat)
+    assert asked.code == 0 and "taught to stop" not in asked.said
+    answered = prepare([{**ROW, "tone": "fear<|end|>fear"}], **chat)
+    assert "the model is taught to stop there" in answered.said
