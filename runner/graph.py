@@ -1,16 +1,21 @@
-"""Draws a pipeline: text for people, Mermaid for documents, DOT for Graphviz."""
+"""Draws a pipeline: text for people, Mermaid and SVG for documents, DOT for Graphviz."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from runner.pipeline import Pipeline, Stage
 from runner.spec import Ref
 
+if TYPE_CHECKING:
+    from runner.picture import Card
+
 
 def draw(pipeline: Pipeline, form: str) -> str:
-    """The graph as `text`, `mermaid` or `dot`."""
-    return {"text": as_text, "mermaid": as_mermaid, "dot": as_dot}[form](pipeline)
+    """The graph as `text`, `mermaid`, `dot` or `svg`."""
+    return {"text": as_text, "mermaid": as_mermaid, "dot": as_dot, "svg": as_svg}[form](pipeline)
 
 
 def as_text(pipeline: Pipeline) -> str:
@@ -56,6 +61,31 @@ def as_dot(pipeline: Pipeline) -> str:
         lines.append(f"  {json.dumps(stage.name)} [label={label}];")
     lines += [f"  {json.dumps(a)} -> {json.dumps(b)} [label={json.dumps(label)}];" for a, label, b in _edges(pipeline)]
     return "\n".join([*lines, "}"])
+
+
+def as_svg(pipeline: Pipeline, cards: Mapping[str, Card] | None = None) -> str:
+    """A picture. `cards` replace those of stages, such as by ones that say how a stage ended."""
+    from runner.picture import Card, svg
+
+    shown = {}
+    for stage in pipeline.stages.values():
+        about = [stage.interface.name if stage.select is None else f"the best of {len(stage.select.candidates)}"]
+        if stage.variant:
+            about += [f"{k} {v}" for k, v in stage.variant.values.items()]
+        hint = f"{stage.name}: {stage.interface.summary}"
+        shown[stage.name] = Card(stage.name, tuple(about), hint=hint)
+    shown |= cards or {}
+    return svg(shown, edges(pipeline), pipeline.name)
+
+
+def edges(pipeline: Pipeline) -> dict[tuple[str, str], str]:
+    """Which stage leads to which, and by which of its outputs, where it has more than one."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for a, output, b in _edges(pipeline):
+        outputs = found.setdefault((a, b), [])
+        if len(pipeline.stages[a].interface.outputs) > 1 and output not in outputs:
+            outputs.append(output)
+    return {edge: ", ".join(outputs) for edge, outputs in found.items()}
 
 
 def _edges(pipeline: Pipeline) -> list[tuple[str, str, str]]:

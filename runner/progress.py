@@ -6,13 +6,15 @@ keeps is the same. How a stage ended does not depend on either: a history that c
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_TEMPORARY, EXIT_USER, UserError
 
-from runner.attempts import Active
+from runner.attempts import Active, measured
 from runner.history import History, Record
 from runner.pipeline import Pipeline, Stage
 from runner.plan import Facts, Step
@@ -33,6 +35,7 @@ class Progress:
         self.code = EXIT_OK
         self.warned = False
         self.run_id = history.start_run(pipeline.name, str(pipeline.file.resolve()))
+        view.begun(self.run_id)
 
     def keep(self, write: Callable[..., None], *values: Any) -> None:
         """Call a method of the history that writes. Where it cannot, that is said once and the run goes on."""
@@ -47,7 +50,25 @@ class Progress:
         """An attempt said something."""
         if event["event"] == "error":
             active.error = event
+        elif event["event"] == "metric":
+            active.metrics |= measured(event)
         self.view.event(active.stage.name, event)
+
+    def listen(self, active: Active, text: str) -> None:
+        """Take in what an attempt has said since the last time: events, one a line, and words, of which the last line
+        that says something is passed on."""
+        words = ""
+        for line in text.split("\n"):
+            event = None
+            if line.startswith("{"):
+                with suppress(ValueError):
+                    event = json.loads(line)
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                self.heard(active, event)
+            elif line.strip():
+                words = line
+        if words:
+            self.view.event(active.stage.name, {"event": "log", "text": words})
 
     def reused(self, stage: Stage, step: Step, how: str = "reused") -> Record:
         """A stage ends with a result that is there already; its record is the caller's to write."""

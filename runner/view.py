@@ -1,21 +1,22 @@
-"""What people see while a pipeline runs: on a terminal a live picture, elsewhere plain lines.
+"""What people see while a pipeline runs: on a terminal a live picture (`live`), elsewhere plain lines; and what
+programs are told (`EventsView`).
 
-Both print one line for each stage that is through. The live view adds, below these, a line for each stage that runs:
-its bar, its values and its time. `rich` is loaded only when there is something to draw.
+Both print one line for each stage that is through, in the same words. Plain lines have no control codes.
 
 No run ends because nobody can be told of it: what cannot be printed is not (`Stream`).
 """
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, Protocol, TextIO
 
 from microstages.reporting import duration
 from microstages.watch import Watch
@@ -29,6 +30,9 @@ class View(Protocol):
     """Is told what happens. `every`: how often it wants `tick`, in seconds."""
 
     every: float
+    took: dict[str, float]  # seconds of each stage that was made
+
+    def begun(self, run: int) -> None: ...
 
     def started(self, stage: str, reason: str) -> None: ...
 
@@ -52,6 +56,11 @@ def say(text: str, out: TextIO) -> None:
     stream = Stream(out)
     stream.write(text + "\n")
     stream.flush()
+
+
+def colored(out: TextIO) -> bool:
+    """Whether colours are wanted: on a terminal that has some, unless $NO_COLOR says no (no-color.org)."""
+    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class Stream:
@@ -97,10 +106,27 @@ def failure_lines(text: str, log: Path | None, told: bool) -> str:
                 tail = f.read(TAIL_BYTES).decode(errors="replace").splitlines()[-TAIL:]
         except OSError:
             tail = []
-        lines += [f"  | {line[:200]}" for line in tail]
+        lines += [f"  | {plain(line)[:200]}" for line in tail]
     if log is not None:
         lines.append(f"  log: {short(log)}")
     return "\n".join(lines)
+
+
+_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """A program's words without what steers a terminal; tabs become spaces."""
+    return _CONTROL.sub("", _CODES.sub("", text)).expandtabs(4)
+
+
+def last_line(text: str) -> str:
+    """The last line of a program's words that says something; of one that was drawn over again its last state."""
+    for line in reversed(re.split(r"[\r\n]", text[-TAIL_BYTES:])):
+        if said := plain(line).strip():
+            return said
+    return ""
 
 
 def short(path: Path) -> str:
@@ -113,10 +139,10 @@ def short(path: Path) -> str:
 
 def progress_text(event: dict[str, Any]) -> str:
     """`training 42 %  12/30 steps  loss 1.20` for a progress event."""
-    done, total, unit = event.get("done"), event.get("total"), event.get("unit") or ""
-    parts = [str(event.get("label") or "")]
-    if isinstance(done, (int, float)):
-        if isinstance(total, (int, float)) and total > 0:
+    done, total, unit = number(event.get("done")), number(event.get("total")), plain(str(event.get("unit") or ""))
+    parts = [plain(str(event.get("label") or ""))]
+    if done is not None:
+        if total is not None and total > 0:
             parts.append(f"{min(1.0, done / total):.0%}")
             parts.append(f"{done:,.0f}/{total:,.0f} {unit}".rstrip())
         else:
@@ -127,11 +153,17 @@ def progress_text(event: dict[str, Any]) -> str:
 def values_text(event: dict[str, Any]) -> str:
     """The values that stand beside a bar."""
     known = ("event", "stage", "time", "label", "done", "total", "unit", "seconds")
-    return "  ".join(f"{k} {_value(v)}" for k, v in event.items() if k not in known and v is not None)
+    return "  ".join(f"{k} {value_text(v)}" for k, v in event.items() if k not in known and v is not None)
 
 
-def _value(v: Any) -> str:
-    return f"{v:,.4g}" if isinstance(v, float) else str(v)[:40]
+def value_text(v: Any) -> str:
+    """A value beside a bar."""
+    return f"{v:,.4g}" if isinstance(v, float) else plain(str(v))[:40]
+
+
+def number(v: Any) -> float | None:
+    """A number that can be reckoned with, else None: events are anybody's."""
+    return float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) else None
 
 
 _WORDS = {"done": "done", "failed": "failed", "stopped": "stopped", "not run": "not run"}
@@ -149,12 +181,14 @@ class Told(Watch):
 
 
 class PlainView:
-    """Lines of text, for files and pipes."""
+    """Lines of text, for files and pipes: no control codes."""
 
     every = 2.0
 
     def __init__(self, stages: Sequence[str], out: TextIO | None = None, color: bool = False) -> None:
-        self.out = out or sys.stdout
+        self.out, self.stages = out or sys.stdout, tuple(stages)
+        self.run = 0  # its number
+        self.took: dict[str, float] = {}  # seconds of each stage that was made
         self.width = max([len(s) for s in stages], default=0)
         self.color = color
         self._spoke: dict[str, float] = {}
@@ -171,6 +205,9 @@ class PlainView:
     def print(self, text: str) -> None:
         say(text, self.out)
 
+    def begun(self, run: int) -> None:
+        self.run = run
+
     def started(self, stage: str, reason: str) -> None:
         self._spoke[stage] = time.monotonic()
         self.line(stage, f"running  ({reason})")
@@ -184,6 +221,8 @@ class PlainView:
         self.line(stage, f"again: {text}")
 
     def ended(self, stage: str, state: str, text: str, seconds: float | None = None) -> None:
+        if state == "done" and seconds is not None:
+            self.took[stage] = seconds
         after = "" if seconds is None else f" {'in' if state == 'done' else 'after'} {duration(seconds)}"
         self.line(stage, f"{_WORDS.get(state, state)}{after}" + (f": {text}" if text else ""), state)
 
@@ -215,88 +254,64 @@ class QuietView(PlainView):
     def ended(self, stage: str, state: str, text: str, seconds: float | None = None) -> None:
         if state == "failed":
             super().ended(stage, state, text, seconds)
+        elif state == "done" and seconds is not None:
+            self.took[stage] = seconds
 
 
-@dataclass
-class _Row:
-    began: float = field(default_factory=time.monotonic)
-    text: str = ""
-    event: dict[str, Any] = field(default_factory=dict)
+class EventsView:
+    """Tells a program what happens, as it happens: one JSON object a line. What stages say is passed on as they say it,
+    under the stage's name in the pipeline. Everything else is the view's that it wraps."""
 
+    def __init__(self, view: View, out: TextIO) -> None:
+        self._view, self._out, self.every, self.took = view, out, view.every, view.took
 
-class LiveView(PlainView):
-    """A line for each running stage, redrawn in place, below the lines of what is through."""
+    def tell(self, event: str, **values: Any) -> None:
+        import json
 
-    every = 0.1
+        value = {"event": event, "time": round(time.time(), 3), **values}
+        say(json.dumps(value, ensure_ascii=False, default=str), self._out)
 
-    def __init__(self, stages: Sequence[str], out: TextIO | None = None) -> None:
-        super().__init__(stages, out, color=True)
-        self._rows: dict[str, _Row] = {}
-        self._live: Any = None
-
-    def print(self, text: str) -> None:
-        if self._live is None:
-            super().print(text)
-        else:
-            from rich.text import Text
-
-            self._live.console.print(Text.from_ansi(text), soft_wrap=True)
+    def begun(self, run: int) -> None:
+        self._view.begun(run)
+        self.tell("run", run=run, stages=list(getattr(self._view, "stages", ())))
 
     def started(self, stage: str, reason: str) -> None:
-        self._rows[stage] = _Row(text=reason)
-        if self._live is None:
-            from rich.console import Console
-            from rich.live import Live
-
-            console = Console(file=cast(TextIO, Stream(self.out)), highlight=False, force_terminal=True)
-            self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False,
-                              redirect_stderr=False)  # fmt: skip
-            self._live.start()
-        self.tick()
+        self._view.started(stage, reason)
+        self.tell("started", stage=stage, reason=reason)
 
     def event(self, stage: str, event: dict[str, Any]) -> None:
-        if stage in self._rows and event["event"] in ("progress", "metric"):
-            row = self._rows[stage]
-            row.event = event if event["event"] == "progress" else {**row.event, **event, "event": "progress"}
+        self._view.event(stage, event)
+        self.tell(event["event"], **{**{k: v for k, v in event.items() if k != "event"}, "stage": stage})
 
     def again(self, stage: str, text: str) -> None:
-        self._rows.pop(stage, None)
-        super().again(stage, text)
+        self._view.again(stage, text)
+        self.tell("again", stage=stage, reason=text)
 
     def ended(self, stage: str, state: str, text: str, seconds: float | None = None) -> None:
-        self._rows.pop(stage, None)
-        super().ended(stage, state, text, seconds)
-        self.tick()
+        self._view.ended(stage, state, text, seconds)
+        self.tell("ended", stage=stage, state=state, text=text, seconds=seconds)
+
+    def note(self, text: str) -> None:
+        self._view.note(text)
+        self.tell("note", text=text)
+
+    def stopping(self, signals: int) -> None:
+        self._view.stopping(signals)
+        self.tell("stopping", signals=signals)
 
     def tick(self) -> None:
-        if self._live is not None:
-            self._live.update(self._picture(), refresh=True)
-
-    def _picture(self) -> Any:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table.grid(padding=(0, 2))
-        table.add_column(min_width=self.width, no_wrap=True)
-        table.add_column(width=20)
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis")
-        now = time.monotonic()
-        for name, row in self._rows.items():
-            e = row.event
-            done, total = e.get("done"), e.get("total")
-            known = isinstance(done, (int, float)) and isinstance(total, (int, float)) and total > 0
-            bar = ProgressBar(total=total or None, completed=done or 0, width=20, pulse=not known, animation_time=now)
-            words = progress_text(e) if e else f"({row.text})"
-            table.add_row(Text(name, style="bold"), bar, duration(now - row.began), Text(words))
-        return table
+        self._view.tick()
 
     def close(self) -> None:
-        if self._live is not None:
-            self._live.update("", refresh=True)
-            self._live.stop()
-            self._live = None
+        self._view.close()
+
+
+def draws(out: TextIO) -> bool:
+    """Whether lines can be drawn over again there: a terminal that can, before which somebody sits. The cells of a
+    notebook are terminals too, and show everything that was ever written; so do the logs of CI systems."""
+    told = os.environ
+    notebook = "JPY_PARENT_PID" in told or told.get("MPLBACKEND", "").startswith("module://")
+    return out.isatty() and told.get("TERM", "dumb") != "dumb" and not notebook and not told.get("CI")
 
 
 def make_view(stages: Sequence[str], quiet: bool = False, out: TextIO | None = None) -> View:
@@ -304,4 +319,8 @@ def make_view(stages: Sequence[str], quiet: bool = False, out: TextIO | None = N
     out = out or sys.stdout
     if quiet:
         return QuietView(stages, out)
-    return LiveView(stages, out) if out.isatty() else PlainView(stages, out)
+    if draws(out):
+        from runner.live import LiveView
+
+        return LiveView(stages, out)
+    return PlainView(stages, out)

@@ -1,0 +1,160 @@
+"""The command `diff`, and a difference as text. See `differences` for what it is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from microstages.errors import EXIT_OK
+from microstages.reporting import duration
+
+from runner.differences import Change, Difference, Reader, Side, StageDifference, as_data, compare
+from runner.lineage_forms import short
+from runner.plan import shown
+
+GOOD, BAD, BOLD = "32", "31", "1"
+# Which way a metric is good, by a part of its name; the first that fits counts.
+BETTER: Sequence[tuple[str, int]] = (
+    ("loss", -1), ("kl", -1), ("difference", -1), ("perplexity", -1), ("_s", 0), ("seconds", 0), ("bytes", -1),
+    ("accuracy", 1), ("f1", 1), ("agreement", 1), ("equal_answers", 1), ("correct", 1), ("ended_share", 1),
+)  # fmt: skip
+
+
+def diff(args: argparse.Namespace) -> int:
+    """What differs between two runs, tags or artifacts."""
+    from runner import records
+    from runner.artifacts import _show_transfers, print_json
+    from runner.named import Finder
+    from runner.view import colored
+
+    _show_transfers()
+    reader = Reader(
+        Finder(args.pipeline, args.set), lambda: records.open_history(args.pipeline, args.set),
+        lambda: records.open_store(args.pipeline, args.set),
+    )  # fmt: skip
+    found = compare(*reader.read(args.words))
+    if args.json:
+        print_json(as_data(found))
+    else:
+        print(as_text(found, colored(sys.stdout)))
+    return EXIT_OK
+
+
+def as_text(d: Difference, color: bool = False) -> str:
+    """What changed, what came of it, and what is the same; aligned."""
+
+    def paint(text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if color and text.strip() else text
+
+    parts = [paint(f"{d.before.name} → {d.after.name}", BOLD)]
+    about = [a for a in (_about(d.before), _about(d.after)) if a]
+    parts[0] += "".join(f"\n  {a}" for a in about)
+    if causes := _causes(d.stages):
+        parts.append(paint("what changed", BOLD) + "\n" + _aligned(causes))
+    if rows := [(s.stage, c) for s in d.stages if s.state != "same" for c in _shown(s)]:
+        parts.append(_results(d, rows, paint))
+    lines = [_line(word, names) for word, names in _groups(d.stages)]
+    parts.append("\n".join(line for line in lines if line) if any(lines) else "nothing to compare")
+    return "\n\n".join(parts)
+
+
+def _about(side: Side) -> str:
+    a = side.about
+    words = [str(a.get("pipeline") or a.get("kind") or ""), str(a.get("when") or "").replace("T", " ").rstrip("Z")]
+    words += [str(a.get("who") or ""), str(a.get("status") or ""), short(str(a.get("digest") or ""))]
+    words += [duration(a["seconds"])] if a.get("seconds") is not None else []
+    told = ", ".join(w for w in words if w)
+    return f"{side.name}: {told}" if told else ""
+
+
+def _causes(stages: Sequence[StageDifference]) -> list[tuple[str, str, str]]:
+    """What was made otherwise: the name, and the value before and after."""
+    rows: list[tuple[str, str, str]] = []
+    places: dict[str, list[str]] = {}
+    for s in stages:
+        rows += [(f"{s.stage}.{c.name}", _value(c.before), _value(c.after)) for c in s.params]
+        rows += [(f"{s.stage} ← {c.name}", _digest(c.before), _digest(c.after)) for c in s.inputs]
+        rows += [(f"{s.stage}: {c.name}", _value(c.before), _value(c.after)) for c in s.data]
+        rows += [(s.code.name, _digest(s.code.before), _digest(s.code.after))] if s.code else []
+        if s.status:
+            rows.append((f"{s.stage}: status", _value(s.status.before), _value(s.status.after)))
+        if s.state not in ("same", "only before", "only after"):
+            for c in [*s.software, *s.where]:
+                row = (c.name, _digest(c.before), _digest(c.after))
+                places.setdefault("\0".join(row), []).append(s.stage)
+    for key, names in places.items():
+        name, before, after = key.split("\0")
+        rows.append((f"{name} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})", before, after))
+    return list(dict.fromkeys(rows))
+
+
+def _value(v: Any) -> str:
+    return "–" if v is None else shown(v)
+
+
+def _digest(v: Any) -> str:
+    text = _value(v)
+    return short(str(v)).removeprefix("sha256:") if str(v).startswith("sha256:") else text
+
+
+def _aligned(rows: Sequence[tuple[str, str, str]]) -> str:
+    left, middle = (max(len(r[i]) for r in rows) for i in (0, 1))
+    return "\n".join(f"  {a:<{left}}  {b:<{middle}} → {c}" for a, b, c in rows)
+
+
+def _shown(s: StageDifference) -> list[Change]:
+    """The results that differ."""
+    changed = [c for c in s.results if c.before != c.after]
+    return [*changed, *([s.seconds] if s.seconds and not any(c.name == "seconds" for c in changed) else [])]
+
+
+def _results(d: Difference, rows: Sequence[tuple[str, Change]], paint: Any) -> str:
+    table = []
+    for stage, c in rows:
+        change = c.difference
+        text = share = color = ""
+        if change:
+            text = f"{'+' if change > 0 else '−'}{_number(abs(change))}"
+            share = f"{change / abs(c.before):+,.1%}".replace("-", "−") if c.before else ""
+            color = {1: GOOD, 0: "", -1: BAD}[_good(c.name) * (1 if change > 0 else -1)]
+        table.append((stage, c.name, _number(c.before), _number(c.after), text, share, color))
+    heads = ("stage", "result", d.before.name, d.after.name, "difference", "", "")
+    widths = [max(len(r[i]) for r in [heads, *table]) for i in range(6)]
+    lines = [paint("what came of it", BOLD)]
+    last = ""
+    for row in [heads, *table]:
+        stage = "" if row[0] == last else row[0]
+        last = row[0]
+        cells = f"  {stage:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  "
+        change_ = f"{row[4]:>{widths[4]}}  {row[5]:>{widths[5]}}".rstrip()
+        lines.append((cells + (paint(change_, row[6]) if row[6] else change_)).rstrip())
+    return "\n".join(lines)
+
+
+def _good(name: str) -> int:
+    """1: the more the better, -1: the less; 0: neither, or what differs from run to run."""
+    if name.endswith(("per_s", "per_second")):
+        return 1
+    return next((way for part, way in BETTER if part in name), 0)
+
+
+def _number(v: Any) -> str:
+    if v is None:
+        return "–"
+    if isinstance(v, float):
+        return f"{v:,.4g}" if abs(v) < 1000 else f"{v:,.0f}"
+    return f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else shown(v)
+
+
+def _groups(stages: Sequence[StageDifference]) -> list[tuple[str, list[str]]]:
+    words = {
+        "same": "the same", "same bytes": "made otherwise, and the same bytes", "changed": "not the same",
+        "only before": "only before", "only after": "only after",
+    }  # fmt: skip
+    return [(word, [s.stage for s in stages if s.state == state]) for state, word in words.items()]
+
+
+def _line(word: str, names: Sequence[str]) -> str:
+    return f"{word}: {', '.join(names)}" if names else ""

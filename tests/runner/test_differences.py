@@ -1,0 +1,214 @@
+"""What differs between two runs, tags or artifacts, and what is the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+import pytest
+from terminal import Terminal
+
+from runner.differences import Made, Side, as_data, compare
+from runner.differences_text import as_text
+
+DATA = """
+import sys
+from microstages.artifact import Draft, open_artifact
+flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+with Draft(flags["out"], "dataset") as draft:
+    text = open(flags["source"]).read()
+    (draft.path / "rows").write_text(text)
+    draft.metadata |= {"train": {"rows": len(text.split()), "tokens": 3 * len(text.split())}, "max_length": 8}
+    made = {"source": {"uri": flags["source"], "digest": open_artifact(flags["source"], ["files"]).digest}}
+    draft.commit({"stage": "data", "software": {"python": "3"}, "params": {}, "inputs": made})
+"""
+TRAIN = """
+import os, sys
+from microstages.artifact import Draft, open_artifact
+flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+with Draft(flags["out"], "adapter") as draft:
+    data = open_artifact(flags["x"], ["dataset"])
+    rows = len(data.file("rows").read_text().split())
+    (draft.path / "w").write_text(str(int(flags["rank"]) * rows))
+    draft.metrics |= {"eval_loss": 1 / int(flags["rank"]), "accuracy": 0.5, "deep": {"kl": rows / 10}, "seconds": 1.0}
+    made = {"x": {"uri": data.uri, "digest": data.digest}}
+    draft.commit({"stage": "train", "software": {"torch": os.environ["TORCH"]}, "hardware": {"cores": 2},
+                  "version": "1", "params": {"rank": int(flags["rank"])}, "inputs": made})
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(module_project: Any) -> Any:
+    """Run 1, tagged v1; run 2 with another rank, library and one more row; run 3 just like run 2; run 4 fails."""
+    p = module_project
+    p.stage("data", "", command=[sys.executable, "./tool.py"], inputs={"source": ["files"]}, manifest="stage")
+    p.stage("train", "", command=[sys.executable, "./tool.py"], inputs={"x": ["dataset"]}, manifest="stage",
+            outputs={"out": "adapter"}, params={"rank": {"type": "integer", "default": 4}})  # fmt: skip
+    p.stage("side", 'echo same > "$out/x"', params={"n": {"type": "integer", "default": 1}})
+    (p.folder / "data/tool.py").write_text(DATA)
+    (p.folder / "train/tool.py").write_text(TRAIN)
+    (p.folder / "rows.txt").write_text("a b c")
+    p.pipeline("""\
+        name: demo
+        target: process
+        stages:
+          data: {uses: ./data, inputs: {source: rows.txt}}
+          adapter: {uses: ./train, inputs: {x: "${{ stages.data.out }}"}}
+          again: {uses: ./train, inputs: {x: "${{ stages.data.out }}"}, params: {rank: 9}}
+          other: {uses: ./side}
+        """)
+    p.environment["TORCH"] = "2.12"
+    p.up()
+    assert p.run("tag", "v1").code == 0
+    (p.folder / "rows.txt").write_text("a b c d")
+    p.environment["TORCH"] = "2.13"
+    changed = ("--set", "stages.adapter.params.rank=8", "--set", "stages.other.params.n=2")
+    p.up(*changed)
+    p.up(*changed)
+    p.stage("side", "exit 2", params={"n": {"type": "integer", "default": 1}})
+    assert p.run("up").code == 2
+    return p
+
+
+def diff(project: Any, *words: str) -> Any:
+    done = project.run("diff", *words, "--json")
+    assert done.code == 0, done.err
+    return done.json
+
+
+def by_stage(found: Any) -> dict[str, Any]:
+    return {s["stage"]: s for s in found["stages"]}
+
+
+def named(changes: list[dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
+    return {c["name"]: (c["before"], c["after"]) for c in changes}
+
+
+@pytest.mark.parametrize("before", ["1", "v1"])
+def test_what_changed_and_what_came_of_it(runs, before):
+    found = diff(runs, before, "2")
+    stages = by_stage(found)
+    data, adapter, other = stages["data"], stages["adapter"], stages["other"]
+    assert list(named(data["inputs"])) == ["source"]
+    assert named(data["data"]) == {"train.rows": (3, 4), "train.tokens": (9, 12)}
+    assert named(adapter["params"]) == {"rank": (4, 8)}
+    assert (adapter["inputs"], adapter["follows"]) == ([], ["x"]), "its input changed because of data, and no other way"
+    assert named(adapter["software"]) == {"torch": ("2.12", "2.13")}
+    loss = next(c for c in adapter["results"] if c["name"] == "eval_loss")
+    assert loss == {"name": "eval_loss", "before": 0.25, "after": 0.125, "difference": -0.125}
+    assert named(adapter["results"])["deep.kl"] == (0.3, 0.4)
+    assert (other["state"], named(other["params"])) == ("same bytes", {"n": (1, 2)})
+    assert stages["again"]["params"] == []
+
+
+def test_two_runs_that_are_the_same(runs):
+    found = diff(runs, "2", "3")
+    assert {s["state"] for s in found["stages"]} == {"same"}
+    assert all(s["params"] == s["inputs"] == s["software"] == [] and s["seconds"] is None for s in found["stages"])
+    assert runs.run("diff", "2", "3").out.endswith("\n\nthe same: data, adapter, again, other\n")
+
+
+def test_a_run_that_failed(runs):
+    other = by_stage(diff(runs, "3", "4"))["other"]
+    assert other["status"] == {"name": "status", "before": "done", "after": "failed"}
+    assert other["code"]["name"] == "code of side"
+
+
+def test_without_words_the_last_two_runs(runs):
+    for words in ((), ("3",)):
+        found = diff(runs, *words)
+        assert (found["before"]["name"], found["after"]["name"]) == ("run 3", "run 4")
+
+
+def test_artifacts_are_compared_by_what_made_them(runs):
+    found = diff(runs, "v1/adapter", "v1/again")
+    stages = by_stage(found)
+    assert list(stages) == ["data", "train"] and stages["data"]["state"] == "same"
+    assert named(stages["train"]["params"]) == {"rank": (4, 9)}
+
+
+def test_a_record_of_somebody_s_run_is_a_side(runs):
+    name = runs.run("ps", "--all", "--json").json[-1]["run"]
+    stages = by_stage(diff(runs, name, "2"))
+    assert named(stages["adapter"]["params"]) == {"rank": (4, 8)}
+
+
+def test_the_words(runs):
+    out = runs.run("diff", "1", "2").out
+    assert out.startswith("run 1 → run 2\n")
+    assert re.search(r"^  adapter\.rank +4 +→ 8$", out, re.M)
+    assert re.search(r"^  data ← source +[0-9a-f]{12} → [0-9a-f]{12}$", out, re.M)
+    assert re.search(r"^  data: train.tokens +9 +→ 12$", out, re.M)
+    assert re.search(r"^  torch \(adapter, again\) +2\.12 +→ 2\.13$", out, re.M)
+    assert re.search(r"^  adapter  eval_loss +0\.25 +0\.125 +−0\.125 +−50\.0%$", out, re.M)
+    assert "accuracy" not in out, "what is equal is not in the table"
+    assert "made otherwise, and the same bytes: other" in out
+    assert "\x1b" not in out
+
+
+def test_colours_on_a_terminal_alone(runs):
+    with Terminal(runs.command("diff", "1", "2"), runs.folder, runs.environment) as terminal:
+        assert terminal.end() == 0
+    assert b"\x1b[32m" in terminal.drawn
+    with Terminal(["env", "NO_COLOR=1", *runs.command("diff", "1", "2")], runs.folder, runs.environment) as terminal:
+        assert terminal.end() == 0
+    assert b"\x1b" not in terminal.drawn
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("9", "1"), "there is no run 9"),
+        (("1", "2", "3"), "two things are compared"),
+        (("1", "v1/adapter"), "is an artifact"),
+        (("v1/adapt", "1"), "did you mean 'adapter'"),
+        (("20200101T000000000-00000000", "1"), "on this store"),
+    ],
+)
+def test_what_cannot_be_compared(runs, words, what):
+    done = runs.run("diff", *words)
+    assert done.code == 2 and what in done.err and done.out == ""
+
+
+def test_one_run_is_not_two(project):
+    project.stage("a", 'echo x > "$out/x"')
+    project.pipeline("stages:\n  a: {uses: ./a}\n")
+    assert "there are not two runs" in project.run("diff").err
+    project.up("--target", "process")
+    assert "there are not two runs" in project.run("diff").err
+
+
+# --- pure ---
+
+
+def side(**stages: Made) -> Side:
+    return Side("x", "run", {}, stages)
+
+
+def test_a_stage_that_is_on_one_side_only():
+    found = compare(side(a=Made("x"), b=Made("x")), side(b=Made("x"), c=Made("x")))
+    assert {s.stage: s.state for s in found.stages} == {"a": "only before", "b": "changed", "c": "only after"}
+    assert "only before: a" in as_text(found) and "only after: c" in as_text(found)
+
+
+def test_an_input_follows_only_what_was_made_on_both_sides():
+    a, b = Made("x", outputs={"o": "d1"}), Made("x", outputs={"o": "d2"})
+    taken = [Made("y", inputs={"i": d, "j": j}) for d, j in (("d1", "e1"), ("d2", "e2"))]
+    found = compare(side(up=a, down=taken[0]), side(up=b, down=taken[1]))
+    down = next(s for s in found.stages if s.stage == "down")
+    assert (list(down.follows), [c.name for c in down.inputs]) == (["i"], ["j"])
+
+
+def test_values_of_any_kind_can_be_compared():
+    odd = [None, True, float("nan"), [1], {"a": 1}, "x" * 500, 10**20, "\x1b[31m"]
+    made = [Made("x", params={"p": v}, metrics={"m": v}, where={"w": v}, software={"s": v}) for v in odd]
+    for a in made:
+        for b in made:
+            found = compare(side(s=a), side(s=b))
+            assert json.dumps(as_data(found)) and as_text(found)
+
+
+def test_nothing_is_nothing():
+    assert as_text(compare(side(), side())) == "x → x\n\nnothing to compare"
