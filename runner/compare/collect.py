@@ -62,7 +62,7 @@ def find(finder: Finder, words: Sequence[str]) -> tuple[list[Form], dict[str, st
                 what = f"{word} is of kind {kinds}; predictions are wanted"
                 raise UserError(what, fix="name stages that use infer")
             for a, m in chosen:
-                found.setdefault(a.uri, _read(a, m))
+                found.setdefault(a.uri, read_form(a, m))
     return list(found.values()), {}
 
 
@@ -85,7 +85,7 @@ def _all(finder: Finder) -> tuple[list[Form], dict[str, str]]:
     forms: dict[str, Form] = {}
     for a in named:
         if a.uri not in forms:  # a `select` names what another stage made
-            forms[a.uri] = _read(a, _manifest(a))
+            forms[a.uri] = read_form(a, _manifest(a))
     return list(forms.values()), undone
 
 
@@ -105,7 +105,8 @@ def _manifest(artifact: Named) -> Manifest:
     return Manifest.from_json(data, where)
 
 
-def _read(artifact: Named, manifest: Manifest) -> Form:
+def read_form(artifact: Named, manifest: Manifest) -> Form:
+    """The predictions of an artifact. Raises UserError where they cannot be read, DamagedError where they differ."""
     where = storage.public(artifact.uri)
     entry = next((f for f in manifest.files if f.path == FILE), None)
     if entry is None:

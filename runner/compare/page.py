@@ -1,21 +1,14 @@
-"""One HTML page that needs nothing else: styles, data, plots and the code that draws them are in it.
-
-What other programs wrote (names, prompts, answers) is escaped wherever it stands, and the page's own policy lets a
-browser load nothing and connect to nobody. Without scripts the tables are there, and the plots are not.
-"""
+"""The page of `runner compare`, as one HTML file. Without scripts the tables are there, and the plots are not."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from html import escape
-from importlib.resources import files
 from typing import Any
 
 from runner.compare.collect import machine
 from runner.compare.columns import AGREEMENT, COST, QUALITY, Column, number, present, written
+from runner.compare.html import document, file, short, text
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 LONGEST = 400  # characters of a prompt or an answer that are shown
 LEFT_OUT = "; forms below the most frequent answer are left out"
 PLOTS: Sequence[tuple[str, str, str]] = (
@@ -34,58 +27,30 @@ PLOTS: Sequence[tuple[str, str, str]] = (
 def page_of(data: Mapping[str, Any]) -> str:
     """The page of what `collect.as_data` gives. Where predictions lie is left out: a page goes to other people."""
     data = {**data, "forms": [{k: v for k, v in f.items() if k != "uri"} for f in data["forms"]]}
-    title = f"{data['pipeline']}: forms compared"
     parts = [
-        f"<h1>{_text(data['pipeline'])}</h1>",
-        f'<p class="soft">{_text(_introduction(data))}</p>',
-        *(f'<p class="note">{_text(n)}</p>' for n in data["notes"]),
-        *(_table(data["forms"], kind) for kind in (QUALITY, AGREEMENT, COST)),
-        _legend(data["forms"]),
+        f"<h1>{text(data['pipeline'])}</h1>",
+        f'<p class="soft">{text(_introduction(data))}</p>',
+        *(f'<p class="note">{text(n)}</p>' for n in data["notes"]),
+        *figures(data),
         "<h2>Plots</h2>",
         '<noscript><p class="note">The plots need scripts, which are off here.</p></noscript>',
         '<div class="grid">',
         *(_plot(*p) for p in PLOTS),
         "</div>",
-        _matrices(data["forms"]),
-        _classes(data["forms"]),
-        _disagreement(data),
+        *answers(data),
     ]
-    chart = _file("chart.umd.min.js").partition("\n//# sourceMappingURL=")[0]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{_text(title)}</title>",
-            f"<style>\n{_file('page.css')}</style>",
-            "</head>",
-            "<body>",
-            *parts,
-            f'<script type="application/json" id="data">{_inside_script(data)}</script>',
-            f"<script>{chart}</script>",
-            f"<script>\n{_file('page.js')}</script>",
-            "</body>",
-            "</html>",
-            "",
-        ]
-    )
+    code = file("plots.js") + file("page.js")
+    return document(f"{data['pipeline']}: forms compared", parts, data, style=file("page.css"), code=code)
 
 
-def _file(name: str) -> str:
-    return files("runner.compare").joinpath(name).read_text(encoding="utf-8")
+def figures(data: Mapping[str, Any], level: int = 2) -> list[str]:
+    """The tables of quality, agreement and cost, and how to read them, below headings of a level."""
+    return [*(_table(data["forms"], kind, level) for kind in (QUALITY, AGREEMENT, COST)), _legend(data["forms"])]
 
 
-def _text(value: object) -> str:
-    return escape(str(value), quote=True)
-
-
-def _inside_script(data: Mapping[str, Any]) -> str:
-    """JSON in which no `<` stands, so that nothing in it can end the element or open another."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def answers(data: Mapping[str, Any], level: int = 2) -> list[str]:
+    """Confusions, classes, and the rows on which the forms disagree, below headings of a level."""
+    return [_matrices(data["forms"], level), _classes(data["forms"], level), _disagreement(data, level)]
 
 
 def _introduction(data: Mapping[str, Any]) -> str:
@@ -108,7 +73,7 @@ def _dot(form: Mapping[str, Any]) -> str:
     return f'<span class="dot {kind}"></span>'
 
 
-def _table(forms: Sequence[Mapping[str, Any]], kind: str) -> str:
+def _table(forms: Sequence[Mapping[str, Any]], kind: str, level: int) -> str:
     """The columns of one kind; of the agreement only the forms that were compared with another."""
     columns = [c for c in present(forms, long=True) if c.of == kind]
     if kind == AGREEMENT:
@@ -116,17 +81,17 @@ def _table(forms: Sequence[Mapping[str, Any]], kind: str) -> str:
     if not (columns and forms) and kind != QUALITY:
         return ""
     best = {c.key: _best(forms, c) for c in columns}
-    head = "".join(f'<th scope="col" title="{_text(c.help)}">{_text(c.words)}</th>' for c in columns)
+    head = "".join(f'<th scope="col" title="{text(c.help)}">{text(c.words)}</th>' for c in columns)
     against = '<th scope="col">reference</th>' if kind == AGREEMENT else ""
-    lines = [f"<h2>{kind}</h2>", '<div class="wide">', "<table>",
+    lines = [f"<h{level}>{kind}</h{level}>", '<div class="wide">', "<table>",
              f'<thead><tr><th scope="col">form</th>{against}{head}</tr></thead>', "<tbody>"]  # fmt: skip
     for f in forms:
-        cells = [f"<td>{_text(f['reference'])}</td>"] if kind == AGREEMENT else []
+        cells = [f"<td>{text(f['reference'])}</td>"] if kind == AGREEMENT else []
         for c in columns:
             value = number(f, c.key)
             marked = ' class="best"' if value is not None and value == best[c.key] else ""
-            cells.append(f"<td{marked}>{_text(written(f, c))}</td>")
-        lines.append(f'<tr><th scope="row">{_dot(f)}{_text(f["name"])}</th>{"".join(cells)}</tr>')
+            cells.append(f"<td{marked}>{text(written(f, c))}</td>")
+        lines.append(f'<tr><th scope="row">{_dot(f)}{text(f["name"])}</th>{"".join(cells)}</tr>')
     return "\n".join([*lines, "</tbody>", "</table>", "</div>"])
 
 
@@ -142,99 +107,98 @@ def _best(forms: Sequence[Mapping[str, Any]], column: Column) -> float | None:
 def _legend(forms: Sequence[Mapping[str, Any]]) -> str:
     kinds = {"model": "run by transformers", "adapter": "base and adapter, unmerged", "onnx": "ONNX Runtime GenAI"}
     shown = [(k, words) for k, words in kinds.items() if any(f["form"] == k for f in forms)]
-    dots = " &nbsp; ".join(f'<span class="dot {k}"></span>{_text(words)}' for k, words in shown)
+    dots = " &nbsp; ".join(f'<span class="dot {k}"></span>{text(words)}' for k, words in shown)
     words = "The best of a column is bold. What a column means: point at its name."
     if any(number(f, "kl_mean") is not None for f in forms):
         words += " KL is over the reference's 64 likeliest tokens and one bin for all others: a lower bound."
-    return f'<p class="soft">{dots}</p>\n<p class="soft">{_text(words)}</p>'
+    return f'<p class="soft">{dots}</p>\n<p class="soft">{text(words)}</p>'
 
 
 def _plot(name: str, title: str, caption: str) -> str:
     return (
-        f'<figure id="plot-{name}"><h3>{_text(title)}</h3><figcaption>{_text(caption)}</figcaption>'
-        f'<div class="plot"><canvas role="img" aria-label="{_text(title)}: {_text(caption)}"></canvas></div></figure>'
+        f'<figure id="plot-{name}"><h3>{text(title)}</h3><figcaption>{text(caption)}</figcaption>'
+        f'<div class="plot"><canvas role="img" aria-label="{text(title)}: {text(caption)}"></canvas></div></figure>'
     )
 
 
-def _matrices(forms: Sequence[Mapping[str, Any]]) -> str:
+def _matrices(forms: Sequence[Mapping[str, Any]], level: int) -> str:
     found = [f for f in forms if f["confusion"]]
     if not found:
         return ""
     cards = "\n".join(_matrix(f) for f in found)
-    text = "Each line is a right class, each column what was answered (none: no class); shades are shares of the line."
-    return f'<h2>Confusions</h2>\n<p class="soft">{text}</p>\n<div class="matrices">\n{cards}\n</div>'
+    words = "Each line is a right class, each column what was answered (none: no class); shades are shares of the line."
+    head = f"<h{level}>Confusions</h{level}>"
+    return f'{head}\n<p class="soft">{words}</p>\n<div class="matrices">\n{cards}\n</div>'
 
 
 def _matrix(form: Mapping[str, Any]) -> str:
     classes, counts = form["confusion"]["classes"], form["confusion"]["counts"]
     other = any(row[-1] for row in counts)
-    head = "".join(f'<th scope="col">{_text(_short(c, 24))}</th>' for c in [*classes, *(["none"] if other else [])])
+    head = "".join(f'<th scope="col">{text(short(c, 24))}</th>' for c in [*classes, *(["none"] if other else [])])
     lines = []
     for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
         total = sum(row) or 1
         cells = []
         for j, n in enumerate(row if other else row[:-1]):
             share = n / total
-            kinds = " ".join(k for k, is_ in (("right", i == j), ("full", share > 0.55)) if is_)
-            cells.append(f'<td class="{kinds}" style="--share:{share:.3f}" title="{share:.1%}">{n:,}</td>')
-        lines.append(f'<tr><th scope="row">{_text(_short(name, 24))}</th>{"".join(cells)}</tr>')
+            kinds = "".join(f" {k}" for k, is_ in (("right", i == j), ("full", share > 0.55)) if is_)
+            cells.append(f'<td class="s{round(20 * share)}{kinds}" title="{share:.1%}">{n:,}</td>')
+        lines.append(f'<tr><th scope="row">{text(short(name, 24))}</th>{"".join(cells)}</tr>')
     return (
-        f'<div class="card"><h3>{_dot(form)}{_text(form["name"])}</h3><table class="matrix"><thead><tr><td></td>{head}'
+        f'<div class="card"><h3>{_dot(form)}{text(form["name"])}</h3><table class="matrix"><thead><tr><td></td>{head}'
         f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def _classes(forms: Sequence[Mapping[str, Any]]) -> str:
+def _classes(forms: Sequence[Mapping[str, Any]], level: int) -> str:
     """F1 of each class, with precision and recall where they are known; a line for each form."""
     found = [f for f in forms if any("f1" in v for v in f["labels"].values())]
     names = list(dict.fromkeys(c for f in found for c in f["labels"]))
     if not names:
         return ""
     rows = {c: v["rows"] for f in reversed(found) for c, v in f["labels"].items()}
-    head = "".join(f'<th scope="col">{_text(_short(c, 24))} ({rows[c]:,})</th>' for c in names)
+    head = "".join(f'<th scope="col">{text(short(c, 24))} ({rows[c]:,})</th>' for c in names)
     lines = []
     for f in found:
         cells = []
         for c in names:
             v = f["labels"].get(c)
-            text = f"{v['f1']:.3f} ({v['precision']:.3f}, {v['recall']:.3f})" if v else "–"
-            cells.append(f"<td>{text}</td>")
-        lines.append(f'<tr><th scope="row">{_dot(f)}{_text(f["name"])}</th>{"".join(cells)}</tr>')
+            words = f"{v['f1']:.3f} ({v['precision']:.3f}, {v['recall']:.3f})" if v else "–"
+            cells.append(f"<td>{words}</td>")
+        lines.append(f'<tr><th scope="row">{_dot(f)}{text(f["name"])}</th>{"".join(cells)}</tr>')
     return (
-        '<h2>Classes</h2>\n<p class="soft">F1 (precision, recall) of each class; behind its name its rows.</p>\n'
+        f"<h{level}>Classes</h{level}>\n"
+        '<p class="soft">F1 (precision, recall) of each class; behind its name its rows.</p>\n'
         f'<div class="wide"><table><thead><tr><th scope="col">form</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def _disagreement(data: Mapping[str, Any]) -> str:
+def _disagreement(data: Mapping[str, Any], level: int) -> str:
     found, forms = data["disagreement"], data["forms"]
     if data["rows"] is None or len(forms) < 2:
         return ""
-    head = f"<h2>Rows on which the forms disagree: {found['count']:,} of {data['rows']:,}</h2>"
+    title = f"Rows on which the forms disagree: {found['count']:,} of {data['rows']:,}"
+    head = f"<h{level}>{title}</h{level}>"
     if not found["rows"]:
         return head
     left = [f["name"] for f in forms if f["name"] not in found["considered"]]
     words = "All of them." if found["count"] == len(found["rows"]) else f"The first {len(found['rows'])} of them."
     if left:
         words += f" {', '.join(left)}: no better than the most frequent answer, shown but not counted."
-    names = "".join(f'<th scope="col">{_text(f["name"])}</th>' for f in forms)
+    names = "".join(f'<th scope="col">{text(f["name"])}</th>' for f in forms)
     lines = []
     for r in found["rows"]:
         cells = []
         for f in forms:
             said = r["said"][f["name"]]
             kind = {True: "correct", False: "wrong"}.get(said["correct"], "")
-            cells.append(f'<td class="{kind}">{_text(_short(said["prediction"] or "", LONGEST))}</td>')
-        right = _text(_short(r["completion"] or "", LONGEST))
-        prompt = _text(_short(r["prompt"] or "", LONGEST))
+            cells.append(f'<td class="{kind}">{text(short(said["prediction"] or "", LONGEST))}</td>')
+        right = text(short(r["completion"] or "", LONGEST))
+        prompt = text(short(r["prompt"] or "", LONGEST))
         lines.append(f'<tr><td>{r["row"]:,}</td><td class="prompt">{prompt}</td><td>{right}</td>{"".join(cells)}</tr>')
     return (
-        f'{head}\n<p class="soft">{_text(words)}</p>\n<div class="wide"><table class="said"><thead><tr>'
+        f'{head}\n<p class="soft">{text(words)}</p>\n<div class="wide"><table class="said"><thead><tr>'
         f'<th scope="col">row</th><th scope="col">prompt</th><th scope="col">right</th>{names}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
