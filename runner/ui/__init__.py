@@ -1,0 +1,1 @@
+"""`runner ui`: the history of a store in a browser. It reads and serves; it changes nothing."""

@@ -1,0 +1,122 @@
+"""The pages in a real browser: nothing that they do may be held against them in its console."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROWS = "document.querySelectorAll('tbody tr').length"
+CARDS = "document.querySelectorAll('svg .card').length"
+SIDEWAYS = "document.documentElement.scrollWidth > innerWidth"
+LOG = "document.querySelector('pre.log')?.textContent ?? ''"
+
+
+def test_the_runs_are_listed_and_two_of_them_are_compared(browser: Any, shown: Any):
+    with browser.open(shown.url("/")) as page:
+        page.wait(f"{ROWS} === 4")
+        assert "token" not in page.eval("location.href") and page.eval("document.cookie") == ""
+        text = page.text("main")
+        assert "#3" in text and "failed" in text and "exit code 3" in text and "2 reused" in text
+        assert page.eval("document.querySelector('main button').disabled")
+        for number in (1, 2):
+            page.click(f"input[aria-label='compare run {number}']")
+        page.click("main button")
+        page.wait("location.pathname === '/compare/1/2' && document.querySelectorAll('canvas').length > 0")
+        drawn = page.wait("Object.values(Chart.instances)[0]?.data.datasets.map((d) => [d.label, d.data.length])")
+        assert ["loss, trained, run 1", 8] in drawn and ["loss, trained, run 2", 8] in drawn
+        size = page.eval("(() => { const c = document.querySelector('canvas'); return [c.width, c.height]; })()")
+        assert min(size) > 100
+        assert "parameter rank" in page.text("main") and "model of stages before it" in page.text("main")
+        page.eval("history.back()")
+        page.wait(f"location.pathname === '/' && {ROWS} === 4")
+        page.click("tbody tr:nth-child(2) a")
+        page.wait(f"location.pathname === '/runs/3' && {CARDS} === 2")
+        assert page.errors == []
+
+
+def test_what_stages_wrote_is_never_read_as_markup(browser: Any, shown: Any):
+    places = ("/runs/3", "/runs/3/stages/checked", "/runs/1/stages/trained/outputs/out", "/compare/3/1")
+    for place in places:
+        with browser.open(shown.url(place)) as page:
+            page.wait("document.querySelector('main').innerText.length > 60")
+            if place.endswith("checked"):
+                page.wait(f"({LOG}).includes('<script>window.pwned')")
+            if place.endswith("out"):
+                page.eval(
+                    "[...document.querySelectorAll('button.file')].find((b) => b.innerText === 'words.txt').click()"
+                )
+                page.wait(f"({LOG}).includes('<script>window.pwned')")
+                page.eval(
+                    "[...document.querySelectorAll('button.file')].find((b) => b.innerText === 'curve.svg').click()"
+                )
+                page.wait("document.querySelector('img.shown')?.complete")
+            assert page.eval("window.pwned === undefined") and page.eval("document.scripts.length") == 1
+            assert page.errors == [], place
+
+
+def test_a_run_is_seen_as_it_goes(browser: Any, waits: Any):
+    with browser.open(waits.url("/")) as page:
+        page.wait("document.querySelector('main').innerText.includes('No runs yet')")
+        with waits.running():
+            page.wait(f"{ROWS} === 1 && !!document.querySelector('.state.running')")
+            page.click("tbody a")
+            page.wait(f"{CARDS} === 3 && !!document.querySelector('svg .card.running')")
+            seen = page.wait("Number(document.querySelector('.progress')?.innerText.match(/(\\d+) \\/ 100,000/)?.[1])")
+            page.wait(f"Number(document.querySelector('.progress')?.innerText.match(/(\\d+) \\//)[1]) > {seen}")
+            assert "running" in page.text("svg") and "working" in page.text(".progress")
+            page.click("svg .card.running")
+            page.wait("location.pathname === '/runs/1/stages/slow'")
+            page.wait(f"({LOG}).includes('line 2 of words')")
+            page.wait(f"({LOG}).includes('line 1 of words\\n')")
+            before = page.eval(f"({LOG}).split('\\n').length")
+            page.wait(f"({LOG}).split('\\n').length > {before}")
+            waits.go()
+            page.wait(f"({LOG}).endsWith('the last words\\n') && !!document.querySelector('h1 .state.done')")
+            assert page.eval(f"({LOG}).split('line 1 of words').length") == 2
+            page.eval("document.querySelector('.crumbs a').click()")
+            page.wait(
+                "document.querySelectorAll('svg .card.done').length === 3 && document.querySelector('h1 .state.done')"
+            )
+        assert page.errors == []
+
+
+def test_a_server_that_ends_is_told(browser: Any, own: Any):
+    own.project.up("--only", "trained")
+    with browser.open(own.url("/")) as page:
+        page.wait(f"{ROWS} === 1")
+        own.server.over.set()
+        own.server.shutdown()
+        own.server.server_close()
+        page.wait("document.getElementById('trouble').innerText.includes('Is runner ui still running?')")
+        assert page.eval(ROWS) == 1
+
+
+def test_what_is_not_there_is_told_and_not_asked_for_again(browser: Any, shown: Any):
+    words = {
+        "/runs/77": "there is no run 77", "/compare/1/77": "there is no run 77",
+        "/runs/1/stages/none": "has no stage 'none'", "/runs/1/stages/trained/outputs/none": "no output 'none'",
+    }  # fmt: skip
+    for place, text in words.items():
+        with browser.open(shown.url(place)) as page:
+            page.wait(f"document.getElementById('trouble').innerText.includes({json.dumps(text)})")
+
+
+def test_on_a_phone_and_in_the_dark(browser: Any, shown: Any, tmp_path: Path):
+    canvas = "document.querySelector('canvas')"
+    ready = {
+        "/": f"{ROWS} === 4", "/runs/2": f"{CARDS} === 2", "/runs/2/stages/trained": canvas,
+        "/runs/2/stages/trained/outputs/out": f"{ROWS} >= 4", "/compare/1/2": canvas,
+    }  # fmt: skip
+    for place, condition in ready.items():
+        with browser.open(shown.url(place), width=390, dark=True) as page:
+            page.wait(f"!!({condition})")
+            assert not page.eval(SIDEWAYS), place
+            light = page.eval("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+            assert max(light) < 60 and page.errors == [], place
+            assert page.picture(tmp_path / "page.png").stat().st_size > 5000
+
+
+def test_the_report_is_shown(browser: Any, shown: Any):
+    with browser.open(shown.url("/runs/1/report")) as page:
+        page.wait("document.querySelector('h1') !== null")
+        assert "trained" in page.text() and page.errors == []
+        assert page.eval("fetch('/api/runs').then(() => 'answered', () => 'refused')") == "refused"
