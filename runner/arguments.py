@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ from microstages.errors import UserError, nearest
 
 DEFAULT = "pipeline.yaml"
 EPILOG = "Exit codes: 0 done, 2 something to mend, 70 a fault in a stage, 75 try again later, 143 stopped."
-FORMS = ("text", "mermaid", "dot")
+FORMS = ("text", "mermaid", "dot", "svg")
 SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 Command = Callable[[argparse.Namespace], int]
@@ -30,7 +30,8 @@ class Parser(argparse.ArgumentParser):
         known = [*self.commands, *(w for words, _ in OPTIONS.values() for w in words), "--set", "--format", *FORMS]
         wrong = re.search(r"unrecognized arguments: (-\S+)|invalid choice: '(\S+)'", message)
         guess = nearest(next(w for w in wrong.groups() if w), known) if wrong else ""
-        raise UserError(f"{message}{guess}", fix=f"see {self.prog} --help")
+        text = re.sub(r" \(choose from .*\)$", "", message) if guess else message  # one is nearer than all
+        raise UserError(f"{text}{guess}", fix=f"see {self.prog} --help")
 
 
 def _count(text: str) -> int:
@@ -55,6 +56,9 @@ OPTIONS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
                                   "help": "the pipeline file (default: pipeline.yaml beside the config)"}),
     "page": (("--output", "-o"), {"dest": "page", "type": Path, "metavar": "PAGE",
                                   "help": "write a page, such as compare.html"}),
+    "report": (("--output", "-o"), {"dest": "page", "type": Path, "metavar": "PAGE",
+                                    "help": "the page (default: report.html; - for stdout)"}),
+    "card": (("--card",), {"type": Path, "metavar": "FOLDER", "help": "write the model's card, README.md, there"}),
     "generation": (("--generation",), {"choices": ("A", "B"), "help": "A: v0.5 and v0.6, B: since v0.7 (default: as "
                                                                        "the config tells)"}),
     "overwrite": (("--force",), {"action": "store_true", "help": "write over a file that is there"}),
@@ -64,11 +68,15 @@ OPTIONS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
     "jobs": (("--jobs", "-j"), {"type": _count, "default": 0, "metavar": "N",
                                 "help": "stages side by side (default: one for each core)"}),
     "json": (("--json",), {"action": "store_true", "help": "print JSON"}),
+    "events": (("--events",), {"action": "store_true",
+                               "help": "print what happens as it happens, a JSON object a line, a summary at last"}),
     "quiet": (("--quiet", "-q"), {"action": "store_true", "help": "say only what went wrong"}),
     "last": (("--last", "-n"), {"type": _count, "default": 10, "metavar": "N", "help": "how many runs (0: all)"}),
     "everybody": (("--all",), {"action": "store_true", "dest": "everybody",
                                "help": "everybody's runs on this store, as its records tell"}),
     "follow": (("--follow", "-f"), {"action": "store_true", "help": "go on until the run ends"}),
+    "port": (("--port",), {"type": _count, "default": 0, "metavar": "N", "help": "a port (default: any free one)"}),
+    "open": (("--open",), {"action": "store_true", "help": "open it in the browser"}),
     "keep-runs": (("--keep-runs",), {"type": _count, "default": 10, "metavar": "N",
                                      "help": "keep what the last N runs need (default: 10)"}),
     "older-than": (("--older-than",), {"type": _age, "default": 86400.0, "metavar": "TIME",
@@ -92,6 +100,11 @@ def _name(command: Command) -> str:
     return command.__name__.rstrip("_")
 
 
+def reads_pipeline(words: Iterable[str]) -> bool:
+    """Whether a command with these words works on a pipeline."""
+    return not {"config", "folder", "word", "project", "shell"} & set(words)
+
+
 def parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
     """The whole command line of these commands, each a function of its arguments, in this order."""
     top = Parser(
@@ -110,7 +123,7 @@ def parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
         words, names = COMMANDS[_name(function)]
         for word, rest in words.items():
             one.add_argument(word, **rest)
-        own = "config" in words or "folder" in words  # it reads no pipeline
+        own = not reads_pipeline(words)
         if "pipeline" not in words and not own:
             one.add_argument("--pipeline", "-p", type=Path, default=Path(DEFAULT), metavar="FILE",
                              help=f"pipeline file (default: {DEFAULT})")  # fmt: skip
@@ -132,8 +145,11 @@ _WHAT: dict[str, Any] = {"nargs": "+", "metavar": "WHAT", "help": WHAT}
 
 # Each command's words, and its options by name.
 COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
-    "up": (_PIPELINE, "target only from force jobs json quiet"),
-    "run": ({"stage": {"metavar": "STAGE", "help": "a stage of the pipeline"}, **_PIPELINE}, "target force json quiet"),
+    "up": (_PIPELINE, "target only from force jobs json events quiet"),
+    "run": (
+        {"stage": {"metavar": "STAGE", "help": "a stage of the pipeline"}, **_PIPELINE},
+        "target force json events quiet",
+    ),
     "plan": (_PIPELINE, "target only from force json"),
     "graph": ({**_PIPELINE, "--format": _FORMAT}, ""),
     "ps": (_PIPELINE, "last everybody json"),
@@ -141,6 +157,7 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
         {"words": {"nargs": "*", "metavar": "[RUN] [STAGE]", "help": "the last run, all stages, where left out"}},
         "follow",
     ),
+    "ui": (_PIPELINE, "port open"),
     "cancel": (
         {"words": {"nargs": "*", "metavar": "[RUN] [STAGE]", "help": "the newest run, all stages, where left out"}},
         "",
@@ -183,6 +200,44 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
         },
         "page json",
     ),
+    "report": (
+        {
+            "run": {
+                "nargs": "?",
+                "default": "",
+                "metavar": "RUN",
+                "help": "a number of runner ps, or a name of runner ps --all --json (default: the last run)",
+            }
+        },
+        "report card json",
+    ),
+    "lineage": (
+        {
+            "what": {"metavar": "ARTIFACT", "help": f"{WHAT}; or the first characters of a digest"},
+            "--format": {**_FORMAT, "choices": ("text", "mermaid", "svg", "json")},
+        },
+        "",
+    ),
+    "diff": (
+        {
+            "words": {
+                "nargs": "*",
+                "metavar": "[A] [B]",
+                "help": f"the number of a run, {WHAT} (default: the last two runs; of one word, it and the last run)",
+            }
+        },
+        "json",
+    ),
     "gc": (_PIPELINE, "keep-runs older-than cache yes json"),
     "doctor": (_PIPELINE, "target json"),
+    "check": (_PIPELINE, "target json"),
+    "explain": (
+        {"word": {"nargs": "?", "metavar": "WORD", "help": "such as merge, merge.dtype, dtype, stages.retry"}},
+        "",
+    ),
+    "schema": (
+        {"project": {"nargs": "?", "type": Path, "metavar": "PIPELINE", "help": f"pipeline file (default: {DEFAULT})"}},
+        "",
+    ),
+    "completion": ({"shell": {"choices": ("bash", "zsh", "fish"), "help": "the shell that is to complete"}}, ""),
 }

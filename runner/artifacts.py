@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from microstages.errors import EXIT_OK, EXIT_USER, UserError
 
 if TYPE_CHECKING:
-    from runner.check import Finding
+    from runner.carry import Source
     from runner.gc import Decision, Item
+    from runner.named import Finder, Named
     from runner.store import Store
     from runner.tags import Tag
+    from runner.verify import Finding
 
 
 def print_json(value: Any) -> None:
@@ -68,7 +71,7 @@ def verify(args: argparse.Namespace) -> int:
     """Read every byte of results again and name what is missing or altered. Without words: all of the pipeline's."""
     from microstages.reporting import size
 
-    from runner import check
+    from runner import verify as check
     from runner.inventory import scan
     from runner.named import Finder
     from runner.records import open_store
@@ -137,10 +140,10 @@ def pull(args: argparse.Namespace) -> int:
     if local_path(args.dest) is None:
         fix = f"runner push copies to other places; DEST comes last: runner pull {public(args.dest)} FOLDER"
         raise UserError("pull brings artifacts to this machine", where=public(args.dest), fix=fix)
-    return _carry(args)
+    return _carry(args, here=True)
 
 
-def _carry(args: argparse.Namespace) -> int:
+def _carry(args: argparse.Namespace, here: bool = False) -> int:
     from microstages import storage
     from microstages.reporting import size
 
@@ -148,13 +151,16 @@ def _carry(args: argparse.Namespace) -> int:
     from runner.named import Finder
 
     _show_transfers()
-    meant = Finder(args.pipeline, args.set).find(args.what)
+    finder = Finder(args.pipeline, args.set)
+    meant = finder.find(args.what)
     base = args.dest.rstrip("/") or args.dest
     pairs = [(a, base if meant.one else storage.join(base, a.place)) for a in meant.artifacts]
     sources = [carry.source(a.uri, a.digest) for a, _ in pairs]  # what is wrong is told before anything is copied
     rows = []
-    for (artifact, dest), source in zip(pairs, sources, strict=True):
-        began = time.monotonic()
+    for (artifact, given), source in zip(pairs, sources, strict=True):
+        began, dest = time.monotonic(), given
+        if here and (place := placed(source.manifest.metadata)):
+            dest = storage.join(given, place)
         made = carry.copy(source, dest)
         took = time.monotonic() - began
         m, place = source.manifest, storage.public(dest)
@@ -164,9 +170,31 @@ def _carry(args: argparse.Namespace) -> int:
             files = "1 file" if len(m.files) == 1 else f"{len(m.files)} files"
             how = f"{files}, {size(m.size)} in {took:.1f} s" if made else "there already, nothing to do"
             print(f"{artifact.name} → {place}  {how}", flush=True)
+        if here and (card := _card(finder, artifact, source, dest)):
+            rows[-1]["card"] = card
+            if not args.json:
+                print(f"{artifact.name}: its card is {card}")
     if args.json:
         print_json(rows)
     return EXIT_OK
+
+
+def placed(metadata: Mapping[str, Any]) -> str:
+    """Below which folders those who use an artifact look for it (`--layout ai-toolkit`); the empty string: anywhere."""
+    place = metadata.get("folder")
+    return place if isinstance(place, str) and re.fullmatch(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)*", place) else ""
+
+
+def _card(finder: Finder, artifact: Named, source: Source, dest: str) -> str:
+    """The card of a model beside its copy; that it cannot be written is a warning: the copy is whole."""
+    from runner.report.cards import write_beside
+
+    try:
+        file = write_beside(finder, artifact, source, dest)
+        return str(file) if file else ""
+    except (UserError, OSError) as error:
+        print(f"warning: no card is written: {error}".split("\n", maxsplit=1)[0], file=sys.stderr)
+        return ""
 
 
 def gc(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ publishes them after it ended well.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import threading
@@ -35,6 +36,7 @@ from runner.store import Store
 
 if TYPE_CHECKING:
     from runner.ahead import Ahead
+    from runner.executors.porter import Load
 
 AHEAD_AFTER = 0.05  # seconds
 FULL = 64 << 10  # bytes: a disk with less to spare is full
@@ -59,6 +61,7 @@ class Active:
     cancelled: bool = False  # somebody wants this one stage to stop
     told: int = 0  # 1: to stop, 2: ended at once
     error: dict[str, Any] = field(default_factory=dict)  # its last `error` event
+    metrics: dict[str, Any] = field(default_factory=dict)  # of its `metric` events, the last values
     why: UserError | None = None  # what the place where it ran says of its end
     left: bool = False  # the place cannot be reached: nobody knows whether it still runs
     finishing: Finishing | None = None
@@ -110,7 +113,7 @@ class Finishing:
 
 
 def input_uris(stage: Stage, steps: Mapping[str, Step]) -> dict[str, str]:
-    """The address of each input; for a plain command a path on this machine."""
+    """The address of each input."""
     out = {}
     for name, value in stage.inputs.items():
         if isinstance(value, External):
@@ -119,10 +122,14 @@ def input_uris(stage: Stage, steps: Mapping[str, Step]) -> dict[str, str]:
             result = steps[value.stage].result
             assert result is not None
             uri = result.outputs[value.output].uri
-        if stage.interface.manifest == "runner" and local_path(uri) is None:
-            uri = str(open_artifact(uri, stage.interface.inputs[name].kinds).path)
         out[name] = uri
     return out
+
+
+def on_this_machine(stage: Stage, inputs: Mapping[str, str]) -> dict[str, str]:
+    """The inputs of a plain command that runs here, as paths."""
+    kinds = {name: stage.interface.inputs[name].kinds for name in inputs}
+    return {n: u if local_path(u) else str(open_artifact(u, kinds[n]).path) for n, u in inputs.items()}
 
 
 def state_uri(stage: Stage, fingerprint: str, store: Store) -> str:
@@ -150,7 +157,11 @@ def prepare(
 ) -> Active:  # fmt: skip
     """An attempt ready to be submitted. Raises UserError where its outputs have no place."""
     interface = stage.interface
-    inputs = input_uris(stage, steps)
+    names: Mapping[str, str] = input_uris(stage, steps)
+    inputs = dict(names)
+    plain = interface.manifest == "runner"
+    if plain and not executor.elsewhere:
+        inputs = on_this_machine(stage, inputs)
     if executor.elsewhere:
         inputs = {
             name: uri if (path := local_path(uri)) and stage.where.sees(path)
@@ -162,7 +173,7 @@ def prepare(
     try:
         for name, spec in interface.outputs.items():
             outputs[name] = store.output_uri(interface.name, step.fingerprint, claim.attempt, name)
-            if interface.manifest == "runner":
+            if plain and not executor.elsewhere:
                 drafts[name] = Draft(outputs[name], spec.kind)
                 outputs[name] = str(drafts[name].path)
         Path(claim.log).parent.mkdir(parents=True, exist_ok=True)
@@ -176,22 +187,29 @@ def prepare(
         if isinstance(error, OSError) and (known := from_os_error(error)):
             raise known from None
         raise
-    words = stages.flags(interface, inputs, stage.params, outputs)
+    load: Load | None = None
+    if plain and executor.elsewhere:
+        from runner.executors.porter import pack
+
+        load = pack(stage, store, names, inputs, step.inputs, outputs, made_of(stage, step, names, code))
+    words = stages.flags(interface, load.inputs if load else inputs, stage.params, load.outputs if load else outputs)
     own = interface.manifest == "stage"
     writes = [path.parent if own else path for uri in outputs.values() if (path := local_path(uri)) is not None]
     if state and interface.state:
         words.append(f"{interface.state.flag}={state}")
     writes += [kept] if kept else []
+    found = stage.found
     attempt = Attempt(
-        claim.attempt, stage.name, stage.command, folder, Path(claim.log), Path(claim.events), environment, share.gpus,
-        arguments=tuple(words), reads=tuple(inputs.values()), resources=stage.resources, uses=interface.name, code=code,
-        writes=tuple(dict.fromkeys(writes)), image=stage.found.image,
+        claim.attempt, stage.name, load.command if load else stage.command, folder, Path(claim.log), Path(claim.events),
+        environment, share.gpus, arguments=tuple(words), reads=tuple(inputs.values()), resources=stage.resources,
+        uses=interface.name, code=code, writes=tuple(dict.fromkeys(writes)), carried=load.carried if load else None,
+        image=found.pulled if executor.elsewhere else found.image,
         remote=tuple(uri for uri in (*inputs.values(), *outputs.values(), state) if local_path(uri) is None),
-        code_folders=(stage.found.folder.absolute(), *stage.found.code) if interface.image else (),
+        code_folders=(found.folder.absolute(), *found.code) if interface.image and not found.identity else (),
         pipeline=pipeline, retry=stage.retry, timeout=stage.timeout, grace=stage.grace,
     )  # fmt: skip
     deadline = time.monotonic() + stage.timeout if stage.timeout and not executor.elsewhere else None
-    return Active(stage, step, attempt, claim.key, executor, inputs, drafts, share, deadline=deadline)
+    return Active(stage, step, attempt, claim.key, executor, names, drafts, share, deadline=deadline)
 
 
 def written(active: Active, store: Store, facts: Facts) -> dict[str, Manifest] | None:
@@ -209,12 +227,27 @@ def written(active: Active, store: Store, facts: Facts) -> dict[str, Manifest] |
         provenance = _provenance(active, facts)
         for name, draft in active.drafts.items():
             if name not in active.published:  # or it was, and then the store did not answer
+                draft.metrics.update(active.metrics)
                 active.published[name] = draft.commit(provenance)
         return active.published
     manifests = store.attempt_outputs(stage.interface, step.fingerprint, active.attempt.name)
     if manifests is not None and (why := foreign(stage, step, facts, manifests)):
         raise why
+    if manifests is not None and stage.interface.manifest == "runner" and active.metrics:
+        # who published it does not hear what the command says
+        return store.measured(stage.interface.name, step.fingerprint, active.attempt.name, manifests, active.metrics)
     return manifests
+
+
+def measured(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a `metric` event has: numbers, and groups of numbers."""
+    out: dict[str, Any] = {}
+    for name, value in event.items():
+        if isinstance(value, Mapping):
+            out |= {name: group} if (group := measured(value)) else {}
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            out[name] = value
+    return {name: value for name, value in out.items() if name not in ("time", "step")}
 
 
 def foreign(stage: Stage, step: Step, facts: Facts, manifests: Mapping[str, Manifest]) -> UserError | None:
@@ -235,16 +268,23 @@ def foreign(stage: Stage, step: Step, facts: Facts, manifests: Mapping[str, Mani
     return None
 
 
-def _provenance(active: Active, facts: Facts) -> dict[str, Any]:
-    stage, step = active.stage, active.step
+def made_of(stage: Stage, step: Step, inputs: Mapping[str, str], code: str) -> dict[str, Any]:
+    """What the result of a plain command was made of, as its manifest says."""
     return {
         "stage": stage.interface.name,
         "version": stage.interface.version,
-        "code": facts.code[stage.name],
+        "code": code,
         "fingerprint": step.fingerprint,
         "params": dict(stage.params),
-        "inputs": {k: {"uri": public(active.inputs[k]), "digest": d} for k, d in step.inputs.items()},
-        "software": {},
+        "inputs": {k: {"uri": public(inputs[k]), "digest": d} for k, d in step.inputs.items()},
+    }
+
+
+def _provenance(active: Active, facts: Facts) -> dict[str, Any]:
+    image = active.executor.ran_in(active.attempt)
+    return {
+        **made_of(active.stage, active.step, active.inputs, facts.code[active.stage.name]),
+        "software": {"image": image} if image else {},
         "hardware": {"machine": os.uname().machine, "cores": os.cpu_count()},
         "started": _iso(active.started),
         "finished": _iso(time.time()),

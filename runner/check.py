@@ -1,164 +1,235 @@
-"""Reads artifacts through, every byte: what is missing, altered or of the wrong size. Remembered hashes do not count.
+"""`runner check`: all that can be told of a pipeline without running, fetching or changing anything.
 
-A result that is found damaged is afterwards seen as damaged by whoever looks it up, so that `runner up` makes it again:
-of a local one the remembered hashes are removed; of one in a store elsewhere, where mostly only the listing is looked
-at, its commit says it.
+The file, the stages' interfaces and programs, references and kinds; then what lies on this machine: inputs, secrets
+that targets name, the store's place; and where a stage is to run in Docker, the engine and its image. What lies
+elsewhere (`abfs://…`, a cluster) is not asked: `runner plan` and `runner doctor` do that.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from microstages import storage
-from microstages.digest import hash_files
 from microstages.errors import UserError
-from microstages.manifest import MANIFEST, REMEMBERED, Manifest
 
-from runner.inventory import COMMIT, Commit, Folder, stage_run_uri
-from runner.named import Named
-from runner.runs import StageRun
-from runner.store import Store
+from runner.document import Node, PipelineError, Place, Problem, Problems
+from runner.pipeline import External, Pipeline, Stage, look
+from runner.spec import Spec
 
 
-@dataclass
-class Finding:
-    """What was found of one artifact. `wrong`: file -> what is wrong with it ('' stands for the artifact itself).
-    `extra`: files that its manifest does not name, which harm nobody."""
+@dataclass(frozen=True)
+class Report:
+    """What was found. `pipeline` is None where the file is none."""
 
-    name: str
-    uri: str
-    files: int = 0
-    size: int = 0
-    wrong: dict[str, str] = field(default_factory=dict)
-    extra: list[str] = field(default_factory=list)
-    note: str = ""
+    problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    pipeline: Pipeline | None = None
+    elsewhere: int = 0  # inputs that do not lie on this machine
 
-    @property
-    def state(self) -> Literal["ok", "damaged"]:
-        return "damaged" if self.wrong else "ok"
-
-
-def check(artifact: Named, store: Store | None = None) -> Finding:
-    """Read one artifact through; where it is a damaged result of `store`, see to it that everybody finds that.
-
-    Raises TemporaryError where its store does not answer.
-    """
-    found = Finding(artifact.name, storage.public(artifact.uri))
-    _read(artifact, found)
-    if found.wrong:
-        try:
-            if (folder := storage.local_path(artifact.uri)) is not None:
-                (folder / REMEMBERED).unlink(missing_ok=True)
-            elif store is not None and artifact.attempt:
-                name, what = next(iter(found.wrong.items()))
-                store.mark_damaged(*artifact.run, artifact.attempt, f"{artifact.output}/{name}: {what}")
-        except (OSError, UserError) as error:
-            found.note = f"runner up may not notice it: {str(error).split(chr(10))[0]}"
-    return found
+    def summary(self) -> str:
+        """One line of what is fine."""
+        assert self.pipeline is not None
+        stages = self.pipeline.stages.values()
+        outside = {v.uri for s in stages for v in s.inputs.values() if isinstance(v, External)}
+        places = sorted({s.where.name for s in stages})
+        there = f"{_count(len(outside) - self.elsewhere, 'input')} there"
+        if self.elsewhere:
+            there += f", {_count(self.elsewhere, 'address', 'addresses')} not looked at"
+        return f"{self.pipeline.file}: {_count(len(stages), 'stage')} on {', '.join(places)}, {there}: nothing is wrong"
 
 
-def _read(artifact: Named, found: Finding) -> None:
-    data = storage.read(storage.join(artifact.uri, MANIFEST))
-    if data is None:
-        found.wrong[MANIFEST] = "missing"
-        return
+def _count(n: int, noun: str, nouns: str = "") -> str:
+    return f"{n} {noun if n == 1 else nouns or noun + 's'}"
+
+
+def check(file: Path, settings: Sequence[str] = (), target: str | None = None) -> Report:
+    """Check a pipeline file; never raises for what is wrong with it."""
+    problems = Problems()
     try:
-        manifest = Manifest.from_json(data, MANIFEST)
+        pipeline, spec = look(file, settings, target, True, problems)
+    except PipelineError as error:
+        return Report(error.problems, ())
+    elsewhere = _inputs(pipeline, problems)
+    _store(pipeline, spec, problems)
+    _secrets(pipeline, spec, target, problems)
+    _images(pipeline, spec, target, problems)
+    warnings = tuple(
+        Problem(place, f"the parameter {name!r} is not used", "remove it, or refer to it as ${{ params." + name + " }}")
+        for name, place in spec.unused
+        if place.line and not settings
+    )
+    found = PipelineError(problems.found).problems
+    return Report(found, warnings, pipeline, elsewhere)
+
+
+def as_data(report: Report) -> list[dict[str, Any]]:
+    """The mistakes for an editor. Lines and columns count from 1, in characters; `end_column` is after the last one. A
+    mistake in a `--set` has the option in place of a file, and no line."""
+    rows = []
+    for severity, found in (("error", report.problems), ("warning", report.warnings)):
+        for p in found:
+            at: dict[str, Any] = {"file": None, "option": p.place.file}
+            if not p.place.file.startswith("--"):
+                at = {"file": p.place.file, "option": None}
+            line, column = p.place.line or None, p.place.column or None
+            end = p.place.column + p.place.width if p.place.column else None
+            rows.append({**at, "line": line, "column": column, "end_column": end, "severity": severity,
+                         "message": p.what, "fix": p.fix})  # fmt: skip
+    return rows
+
+
+# --- what lies on this machine
+
+
+def _inputs(pipeline: Pipeline, problems: Problems) -> int:
+    """Look whether the inputs are there and of their kinds, by names and sizes; how many lie elsewhere."""
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+    far: set[str] = set()
+    for stage in pipeline.stages.values():
+        for name, value in stage.inputs.items():
+            if not isinstance(value, External):
+                continue
+            kinds = stage.interface.inputs[name].kinds
+            path = storage.local_path(value.uri)
+            try:
+                if path is None:
+                    far.add(value.uri)
+                    _driver(value.uri)
+                elif (value.uri, kinds) not in seen:
+                    _there(value.uri, path, kinds)
+                    seen.add((value.uri, kinds))
+            except UserError as error:
+                where = f"{error.where}: " if error.where else ""
+                fix = f"{value.origin}; {error.fix}" if value.origin else error.fix
+                problems.add(value.place, f"input {name} of stage {stage.name}: {where}{error.what}", fix)
+            except OSError as error:
+                why = (error.strerror or str(error)).lower()
+                problems.add(value.place, f"input {name} of stage {stage.name}: {value.uri}: {why}", "check the path")
+    return len(far)
+
+
+def _there(uri: str, path: Path, kinds: tuple[str, ...]) -> None:
+    """Raises UserError where there is nothing of these kinds. Contents are not read: that may take long."""
+    from microstages.artifact import check_kind, outside_files, outside_kind
+    from microstages.manifest import MANIFEST, Manifest
+
+    if (path / MANIFEST).is_file():
+        manifest = Manifest.from_json((path / MANIFEST).read_bytes(), path / MANIFEST)
+        check_kind(uri, manifest.kind, kinds)
+        for f in manifest.files:
+            file = path / f.path
+            if not file.is_file():
+                raise UserError("this file of the artifact is missing", where=file, fix="make the artifact anew")
+            if file.stat().st_size != f.size:
+                what = f"this file of the artifact has {file.stat().st_size} bytes, not {f.size}"
+                raise UserError(what, where=file, fix="make the artifact anew")
+        return
+    root, files = outside_files(path)
+    outside_kind(uri, root.name if root.is_file() else "", tuple(files), kinds)
+    for file in files.values():
+        if not os.access(file, os.R_OK):
+            raise UserError("permission denied", where=file, fix="check who owns it and its mode")
+
+
+_DRIVERS = {"abfs": "adlfs", "abfss": "adlfs", "az": "adlfs", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+
+
+def _driver(uri: str) -> None:
+    """Raises UserError where nothing is installed that reaches an address."""
+    import importlib.util
+
+    protocol = uri.partition("://")[0]
+    driver = _DRIVERS.get(protocol)
+    if driver and importlib.util.find_spec(driver) is None:
+        raise UserError(
+            f"no driver for {protocol}:// is installed", where=storage.public(uri), fix=f"pip install {driver}"
+        )
+
+
+def _store(pipeline: Pipeline, spec: Spec, problems: Problems) -> None:
+    place = spec.store.place
+    path = storage.local_path(pipeline.store) if pipeline.store else None
+    try:
+        if not pipeline.store:
+            return
+        if path is None:
+            _driver(pipeline.store)
+            return
     except UserError as error:
-        found.wrong[MANIFEST] = error.what
+        problems.add(place, f"the store: {error.what}", error.fix)
         return
-    if artifact.digest and manifest.digest != artifact.digest:
-        found.wrong[MANIFEST] = f"it is not the artifact that was committed ({artifact.digest[:19]}…)"
-    found.files, found.size = len(manifest.files), manifest.size
-    folder = storage.local_path(artifact.uri)
-    if folder is None:
-        _read_remote(artifact.uri, manifest, found)
-    else:
-        _read_local(folder, manifest, found)
+    there = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+    if not there.is_dir():
+        problems.add(place, f"the store {path} is below a file: {there}", "give a folder")
+    elif not os.access(there, os.W_OK):
+        problems.add(place, f"the store {path} cannot be written", "check who owns it and its mode")
 
 
-def _read_local(folder: Path, manifest: Manifest, found: Finding) -> None:
-    right: dict[str, Path] = {}
-    for f in manifest.files:
-        path = folder / f.path
-        try:
-            if not path.is_file():
-                found.wrong[f.path] = "missing"
-            elif not path.resolve().is_relative_to(folder.resolve()):
-                found.wrong[f.path] = "a link that leaves its folder"
-            elif path.stat().st_size != f.size:
-                found.wrong[f.path] = f"{path.stat().st_size} bytes, not {f.size}"
-            elif not os.access(path, os.R_OK):
-                found.wrong[f.path] = "it may not be read"
-            else:
-                right[f.path] = path
-        except OSError as error:
-            found.wrong[f.path] = (error.strerror or str(error)).lower()
-    _compare(manifest, _hashes(right, found), found)
-    names = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir())
-    found.extra = _extra(names, manifest)
+# --- what targets name
 
 
-def _hashes(files: dict[str, Path], found: Finding) -> dict[str, str | None]:
-    """name -> sha256; a file that cannot be read is told, and the others are read all the same."""
-    try:
-        return {f.path: f.sha256 for f in hash_files(files)[0]}
-    except (OSError, UserError):
-        out: dict[str, str | None] = {}
-    for name, path in files.items():
-        try:
-            out[name] = hash_files({name: path})[0][0].sha256
-        except UserError as error:
-            found.wrong[name] = error.what
-        except OSError as error:
-            found.wrong[name] = (error.strerror or str(error)).lower()
-    return out
+def _used(pipeline: Pipeline, spec: Spec, target: str | None) -> Iterator[tuple[Stage, Place]]:
+    """Each stage, and the place that says where it runs."""
+    for stage in pipeline.stages.values():
+        own = spec.stages[stage.name].target
+        place = Place("--target") if target else (own or spec.target).place
+        yield stage, place
 
 
-def _read_remote(uri: str, manifest: Manifest, found: Finding) -> None:
-    sizes = storage.listing(uri)
-    right = {}
-    for f in manifest.files:
-        if f.path not in sizes:
-            found.wrong[f.path] = "missing"
-        elif sizes[f.path] != f.size:
-            found.wrong[f.path] = f"{sizes[f.path]} bytes, not {f.size}"
-        else:
-            right[f.path] = f.size
-    _compare(manifest, storage.hashes(uri, right), found)
-    found.extra = _extra(sizes, manifest)
+def _secrets(pipeline: Pipeline, spec: Spec, target: str | None, problems: Problems) -> None:
+    """Variables and files that the targets in use name must be there."""
+    from runner.executors.secrets import read
 
-
-def _compare(manifest: Manifest, hashes: dict[str, str | None], found: Finding) -> None:
-    for f in manifest.files:
-        if f.path in hashes and hashes[f.path] is None:
-            found.wrong[f.path] = "missing"
-        elif f.path in hashes and hashes[f.path] != f.sha256:
-            found.wrong[f.path] = "altered: its sha256 differs"
-
-
-def _extra(names: Iterable[str], manifest: Manifest) -> list[str]:
-    known = {f.path for f in manifest.files} | {MANIFEST, REMEMBERED}
-    return sorted(n for n in names if n not in known)
-
-
-def everything(store: Store, folders: dict[StageRun, Folder]) -> tuple[list[Named], list[Finding]]:
-    """The artifacts of every commit in a store, and the commits that cannot be read."""
-    artifacts, broken = [], []
-    for (uses, fingerprint), folder in sorted(folders.items()):
-        if folder.commit is None:
+    for name in dict.fromkeys(stage.where.name for stage, _ in _used(pipeline, spec, target)):
+        known = spec.targets.get(name)
+        node = known.nodes.get("secrets") if known else None
+        if node is None or not isinstance(node.value, list) or known is None or known.type == "azureml":
             continue
-        commit = Commit.parse(folder.commit)
-        if not commit.outputs:
-            uri = storage.public(stage_run_uri(store, uses, fingerprint))
-            broken.append(Finding(f"{uses}/{fingerprint[:8]}", uri, wrong={COMMIT: "it cannot be read"}))
-        for output, said in commit.outputs.items():
-            name = f"{uses}/{fingerprint[:8]}" + (f".{output}" if len(commit.outputs) > 1 else "")
-            uri = store.output_uri(uses, fingerprint, commit.attempt, output)
-            key = uses, fingerprint
-            artifacts.append(Named(name, name, uri, said["digest"], key, commit.attempt, output))
-    return artifacts, broken
+        for entry in node.value:
+            value = entry.plain()
+            if isinstance(value, dict) and set(value) != {"name", "file"}:
+                continue  # it lies in the cluster
+            try:
+                read([value], pipeline.folder)
+            except UserError as error:
+                where = f"{error.where}: " if error.where else ""
+                problems.add(_inner(entry), f"target {name}: {where}{error.what}", error.fix)
+
+
+def _inner(entry: Node) -> Place:
+    if isinstance(entry.value, dict) and "file" in entry.value:
+        place: Place = entry.value["file"].place
+        return place
+    return entry.place
+
+
+def _images(pipeline: Pipeline, spec: Spec, target: str | None, problems: Problems) -> None:
+    """Where Docker is asked for by name, an engine must answer and have the stages' images."""
+    wanted = [(s, p) for s, p in _used(pipeline, spec, target) if s.where.kind == "docker" and not s.select]
+    if not wanted:
+        return
+    from runner.executors import engine
+
+    try:
+        client = engine.connect()
+    except UserError as error:
+        for place in dict.fromkeys(place for _, place in wanted):
+            problems.add(place, f"{error.what} {error.where}".strip(), error.fix)
+        return
+    told: set[str] = set()
+    for stage, place in wanted:
+        if stage.found.identity or stage.interface.name in told:
+            continue
+        told.add(stage.interface.name)
+        try:
+            if stage.found.image:
+                engine.image_named(client, stage.found.image)
+            else:
+                flavor = str(stage.where.options.get("flavor") or ("cuda" if stage.resources.gpus else "cpu"))
+                engine.image_of(client, stage.interface.name, stage.found.code_identity(), flavor)
+        except UserError as error:
+            problems.add(place, f"stage {stage.name}: {error.what}", error.fix)

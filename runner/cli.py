@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EXIT_USER, UserE
 
 from runner.arguments import DEFAULT, parser
 from runner.artifacts import gc, print_json, pull, push, tag, verify
+from runner.authoring import check, completion, explain, schema
 
 if TYPE_CHECKING:
     from runner.execute import Outcome
+    from runner.history import History
     from runner.pipeline import Pipeline
     from runner.tracking import TrackedView
     from runner.view import View
@@ -35,10 +38,12 @@ def up(args: argparse.Namespace) -> int:
     work = Work(args, create=True)
     from runner.execute import Execution
     from runner.runs import RunLog
-    from runner.view import Told, make_view, say
+    from runner.view import EventsView, Told, make_view, say
 
     log = RunLog(work.store, work.pipeline, work.steps, work.choice.forced)
-    view = make_view(list(work.pipeline.stages), args.quiet, sys.stderr if args.json else sys.stdout)
+    shown = make_view(list(work.pipeline.stages), args.quiet, sys.stderr if args.json or args.events else sys.stdout)
+    events = EventsView(shown, sys.stdout) if args.events else None
+    view: View = events or shown
     watch.current = Told(view.note)
     tracking, code = None, EXIT_BUG
     try:
@@ -52,6 +57,7 @@ def up(args: argparse.Namespace) -> int:
         outcome = execution.run()
         code = outcome.code
         log.end(outcome)
+        before = _before(work.history, execution.run_id)
     finally:
         if tracking:
             tracking.finish(code)
@@ -59,16 +65,29 @@ def up(args: argparse.Namespace) -> int:
         view.close()
         work.history.close()
     seconds = time.monotonic() - began
-    if args.json:
+    if events:
+        events.tell("summary", **_as_data(work.pipeline, outcome, execution.run_id, seconds))
+    elif args.json:
         print_json(_as_data(work.pipeline, outcome, execution.run_id, seconds))
-    elif not args.quiet and outcome.code == EXIT_OK:
-        from runner.summary import summary
-
-        counts = {s: list(outcome.states.values()).count(s) for s in ("done", "reused")}
-        say("\n" + summary(work.pipeline, outcome.results, seconds, counts), sys.stdout)
     elif not args.quiet:
-        say(f"\n{work.pipeline.name}: {outcome.status}; `runner up` again continues from here", sys.stdout)
+        from runner.summary import Ended, summary
+
+        words = [] if args.pipeline == Path(DEFAULT) else ["-p", str(args.pipeline)]
+        words += [word for setting in args.set for word in ("--set", setting)]
+        ended = Ended(outcome.status, outcome.states, seconds, execution.run_id, before, shown.took, tuple(words))
+        say("\n" + summary(work.pipeline, outcome.results, ended), sys.stdout)
     return outcome.code
+
+
+def _before(history: History, run: int) -> int:
+    """The number of the run before a run, of the same pipeline; 0 where there is none, or nobody can tell."""
+    from sqlite3 import Error
+
+    with suppress(Error):
+        found = history.runs(20)
+        name = next((r.pipeline for r in found if r.id == run), "")
+        return next((r.id for r in found if r.id < run and r.pipeline == name and r.status == "done"), 0)
+    return 0
 
 
 def _tracked(view: View, pipeline: Pipeline) -> TrackedView | None:
@@ -146,6 +165,13 @@ def logs(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def ui(args: argparse.Namespace) -> int:
+    """Show the history in a browser: runs as they go, their logs, results and curves. For this machine, read-only."""
+    from runner.ui.command import ui
+
+    return ui(args)
+
+
 def cancel(args: argparse.Namespace) -> int:
     """Stop a run, or one stage of it: the newest that runs, or the one named. It may save what is worth keeping."""
     from runner import records
@@ -199,6 +225,27 @@ def compare(args: argparse.Namespace) -> int:
     return compare(args)
 
 
+def report(args: argparse.Namespace) -> int:
+    """Write a run as one page for people: what ran, how good it is, what it cost, what made it. Runs nothing."""
+    from runner.report.command import report
+
+    return report(args)
+
+
+def lineage(args: argparse.Namespace) -> int:
+    """Say what made an artifact, of what, back to its sources. Reads manifests, and runs nothing."""
+    from runner.lineage_forms import lineage
+
+    return lineage(args)
+
+
+def diff(args: argparse.Namespace) -> int:
+    """Say what differs between two runs, tags or artifacts: parameters, data, code, versions, and what was measured."""
+    from runner.differences_text import diff
+
+    return diff(args)
+
+
 def doctor(args: argparse.Namespace) -> int:
     """Say what this machine can do, and what to do about what is missing. Changes nothing."""
     from dataclasses import asdict
@@ -243,12 +290,20 @@ def _as_data(pipeline: Pipeline, outcome: Outcome, run_id: int, seconds: float) 
     return {**head, "seconds": round(seconds, 3), "stages": stages}
 
 
-COMMANDS = (up, run, plan, graph, ps, logs, cancel, tag, verify, push, pull, export, init, import_, compare, gc, doctor)
+COMMANDS = (
+    up, run, plan, check, graph, ps, logs, ui, cancel, tag, verify, push, pull, export, init,
+    import_, compare, report, lineage, diff, gc, doctor, explain, schema, completion,
+)  # fmt: skip
 
 
 def call(argv: Sequence[str]) -> int:
     """Run a command line; its exit code. What a user can mend is told in a line or two, without a traceback."""
     try:
+        if argv[:1] == ["__complete"]:  # of a shell's script
+            from runner.completion import answer
+
+            print(answer(argv[1:]), end="")
+            return EXIT_OK
         top = parser(COMMANDS)
         args = top.parse_args(argv)
         if not hasattr(args, "function"):

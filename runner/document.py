@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from microstages.errors import EXIT_USER, UserError, nearest
+from microstages.errors import nearest
 
-try:
-    from yaml import CSafeLoader as _Loader
-except ImportError:  # PyYAML built without libyaml
-    from yaml import SafeLoader as _Loader  # type: ignore[assignment]
+from runner.broken import Loader, broken, unreadable
+from runner.excerpt import lines
+from runner.problems import PipelineError, Place, Problem, Problems
+
+__all__ = ["Node", "PipelineError", "Place", "Problem", "Problems", "load", "parse", "plain_scalar"]
 
 MAX_DEPTH = 50
 MAX_VALUES = 100_000  # aliases of aliases can stand for more values than memory holds
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """Where a value was written: a line and column of a file, or a `--set` option (line 0)."""
-
-    file: str
-    line: int = 0
-    column: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
 @dataclass(frozen=True)
@@ -44,6 +33,7 @@ class Node:
     value: Any
     place: Place
     keys: Mapping[str, Place] = field(default_factory=dict)
+    origin: str = ""  # where the value of a reference comes from, in words
 
     def plain(self) -> Any:
         """The value without places."""
@@ -61,47 +51,9 @@ class Node:
         return next((w for t, w in words if isinstance(self.value, t)), "a number")
 
 
-@dataclass(frozen=True, order=True)
-class Problem:
-    """One mistake: where, what, and the remedy."""
-
-    place: Place
-    what: str
-    fix: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.what}" + (f"\n  {self.fix}" if self.fix else "")
-
-
-class PipelineError(UserError):
-    """A pipeline with mistakes: all of them, in the order of their places."""
-
-    exit_code = EXIT_USER
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(sorted(dict.fromkeys(problems)))
-        super().__init__("\n".join(str(p) for p in self.problems))
-
-
-class Problems:
-    """Collects mistakes, so that all of them are told at once."""
-
-    def __init__(self) -> None:
-        self.found: list[Problem] = []
-
-    def add(self, place: Place, what: str, fix: str = "") -> None:
-        self.found.append(Problem(place, what, fix))
-
-    def check(self) -> None:
-        """Raises PipelineError where there is any."""
-        if self.found:
-            raise PipelineError(self.found)
-
-
 def load(file: Path) -> Node:
     """Read a YAML file. Raises PipelineError where it cannot be read or is no YAML mapping."""
     name = str(file)
-    top = Place(name, 1, 1)
     try:
         data = file.read_bytes()
     except FileNotFoundError:
@@ -121,51 +73,49 @@ def load(file: Path) -> Node:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
-        raise PipelineError(
-            [Problem(Place(name, line, column), "this is not UTF-8 text", "save the file as UTF-8")]
-        ) from None
+        begin = data.rfind(b"\n", 0, error.start) + 1
+        source = data[begin:].split(b"\n", 1)[0].decode(errors="replace")
+        column = len(data[begin : error.start].decode(errors="replace")) + 1
+        place = Place(name, data.count(b"\n", 0, error.start) + 1, column, 1, source)
+        fix = "save the file as UTF-8" + (" (it looks like UTF-16)" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "")
+        raise PipelineError([Problem(place, "this is not UTF-8 text", fix)]) from None
     node = parse(text, name)
     if not isinstance(node.value, dict):
         what = "the file is empty" if node.value is None else f"a pipeline is a mapping, not {node.kind()}"
-        raise PipelineError([Problem(top, what, "it begins with `name:` and has `stages:`; see the README")])
+        fix = "it begins with `name:` and has `stages:`; `runner init FOLDER` makes one to start from"
+        raise PipelineError([Problem(Place(name, 1, 1, 1, node.place.source), what, fix)])
     return node
 
 
 def parse(text: str, file: str) -> Node:
     """Parse YAML text. Raises PipelineError with the place of what is wrong."""
-    loader = _Loader(text)
+    source = lines(text)
+    loader = Loader(text)
     try:
         root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        if error.context_mark and "end of stream" in (error.problem or ""):
-            mark = error.context_mark  # where the quote was opened says more than where the file ends
-        place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file, 1, 1)
-        what = " ".join(str(x) for x in (error.problem, error.context) if x)
-        raise PipelineError(
-            [Problem(place, f"this is not YAML: {what}", "check indentation, quotes and colons")]
-        ) from None
+        raise PipelineError([broken(error, source, file)]) from None
     except (yaml.YAMLError, RecursionError) as error:
-        what = str(error).split("\n", maxsplit=1)[0]
-        raise PipelineError([Problem(Place(file, 1, 1), f"this is not YAML: {what}", "check the text")]) from None
+        raise PipelineError([unreadable(error, text, file)]) from None
     finally:
         loader.dispose()
     if root is None:
-        return Node(None, Place(file, 1, 1))
+        return Node(None, Place(file, 1, 1, 1, source[0]))
     problems = Problems()
-    node = _Reader(file, problems).node(root, ())
+    node = _Reader(file, problems, source).node(root, ())
     problems.check()
     return node
 
 
 class _Reader:
-    def __init__(self, file: str, problems: Problems) -> None:
-        self.file, self.problems, self.count = file, problems, 0
+    def __init__(self, file: str, problems: Problems, source: Sequence[str]) -> None:
+        self.file, self.problems, self.source, self.count = file, problems, source, 0
 
     def place(self, node: yaml.Node) -> Place:
-        return Place(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
+        start, end = node.start_mark, node.end_mark
+        source = self.source[start.line] if start.line < len(self.source) else ""
+        width = end.column - start.column if end.line == start.line else 1
+        return Place(self.file, start.line + 1, start.column + 1, max(1, width), source)
 
     def node(self, node: yaml.Node, above: tuple[int, ...]) -> Node:
         place = self.place(node)
@@ -221,54 +171,3 @@ def plain_scalar(text: str) -> Any:
     if text.lower().lstrip("+-") in (".inf", ".nan"):
         return -math.inf if text.startswith("-") else float(text.lower().lstrip("+").replace(".", ""))
     return text
-
-
-def override(root: Node, settings: Sequence[str]) -> Node:
-    """The tree with `--set path.to.key=value` applied, in order. Raises PipelineError where a path or value is wrong.
-
-    What a pipeline names itself (its params, its stages) must be there already; other keys are checked later as if
-    they stood in the file.
-    """
-    problems = Problems()
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        keys = path.strip().split(".")
-        place = Place(f"--set {path.strip()}")
-        if not equals or not all(keys):
-            problems.add(Place(f"--set {setting}"), "this is no KEY=VALUE", "write it as --set params.name=value")
-            continue
-        try:
-            value = _at(parse(text, place.file), place)
-        except PipelineError as error:
-            problems.add(place, error.problems[0].what, "quote the value as YAML wants it")
-            continue
-        if keys[0] in ("params", "stages") and isinstance(root.value.get(keys[0]), Node) and len(keys) > 1:
-            known = root.value[keys[0]].value
-            if isinstance(known, dict) and keys[1] not in known:
-                noun = "parameter" if keys[0] == "params" else "stage"
-                names = ", ".join(known) or "none"
-                problems.add(place, f"there is no {noun} {keys[1]!r}{nearest(keys[1], known)}", f"there are: {names}")
-                continue
-        root = _put(root, keys, value, place, problems)
-    problems.check()
-    return root
-
-
-def _at(node: Node, place: Place) -> Node:
-    if isinstance(node.value, dict):
-        return Node({k: _at(v, place) for k, v in node.value.items()}, place, dict.fromkeys(node.value, place))
-    if isinstance(node.value, list):
-        return Node([_at(v, place) for v in node.value], place)
-    return Node(node.value, place)
-
-
-def _put(node: Node, keys: Sequence[str], value: Node, place: Place, problems: Problems) -> Node:
-    if not keys:
-        return value
-    inside = {} if node.value is None else node.value
-    if not isinstance(inside, dict):
-        problems.add(place, f"{keys[0]!r} cannot be set in {node.kind()}", "check the path")
-        return node
-    old = inside.get(keys[0], Node(None, place))
-    new = _put(old, keys[1:], value, place, problems)
-    return Node({**inside, keys[0]: new}, node.place, {keys[0]: place, **node.keys})

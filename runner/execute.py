@@ -17,7 +17,6 @@ It sleeps until something happens: the end of a process, a signal, a time.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -180,6 +179,7 @@ class Execution:
                 continue
             if self.stopping:
                 break
+            self.progress.later.pop(name, None)  # its time has come; where all places are taken, an end wakes us
             if all(self.progress.states.get(up) in ("done", "reused") for up in stage.upstream):
                 self.patience.ask(("look", name))
                 try:
@@ -251,7 +251,6 @@ class Execution:
             share = self.pool.take(stage.resources, others, idle)
         if share is None:
             return
-        self.progress.later.pop(stage.name, None)
         self.patience.ask(("start", stage.name))
         try:
             if self._edited(stage):
@@ -314,7 +313,7 @@ class Execution:
                     self._finish(active, EXIT_OK)
                 continue
             status = active.executor.poll(active.attempt)
-            self._listen(active)
+            self.progress.listen(active, active.executor.read(active.attempt))
             if not status.running:
                 code = LOST if status.code is None else status.code
                 active.why, active.left = status.why, status.left
@@ -341,15 +340,6 @@ class Execution:
             )
         else:
             self._finish(active, code)
-
-    def _listen(self, active: Active) -> None:
-        for line in active.executor.read(active.attempt).splitlines():
-            if not line.startswith("{"):
-                continue
-            with suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and isinstance(event.get("event"), str):
-                    self.progress.heard(active, event)
 
     def _tell_to_stop(self, active: Active, now: bool = False) -> None:
         """Once to stop, with the time that it may take; after a second signal, or `now`, at once."""

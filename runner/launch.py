@@ -159,7 +159,7 @@ class Launcher:
         active = Active(stage, step, attempt, claim.key, executor, share=share)
         name = stage.interface.name
         if executor.find(attempt, claim.token):
-            if stage.interface.manifest == "stage":
+            if stage.interface.manifest == "stage" or executor.elsewhere:
                 del self.progress.later[stage.name]
                 if stage.timeout and not executor.elsewhere:
                     active.deadline = time.monotonic() + stage.timeout
@@ -168,7 +168,7 @@ class Launcher:
                 self.progress.keep(self.history.write, record)
                 self.view.started(stage.name, "still running from before; its runner had died")
                 return True
-            # How a plain command ends, only the process that started it can know.
+            # How a plain command ends here, only the process that started it can know.
             executor.cancel(attempt, now=True)
             end = time.monotonic() + GRACE_NOW
             while executor.poll(attempt).running and time.monotonic() < end:

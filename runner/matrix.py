@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from microstages.errors import nearest
 
-from runner.document import Node, Place, Problems
+from runner.document import Node, Place, Problem, Problems
 
 MOST = 200  # variants of one stage
 _MATRIX = re.compile(r"\$\{\{\s*matrix\.([^}]*?)\s*\}\}")
@@ -110,7 +110,8 @@ class _Expansion:
         """The combinations of a stage's own matrix."""
         matrix = node.value["matrix"]
         if not isinstance(matrix.value, dict) or not matrix.value:
-            what = f"matrix of stage {name} must be a mapping of lists, not {matrix.kind()}"
+            kind = "an empty one" if matrix.value == {} else matrix.kind()
+            what = f"matrix of stage {name} must be a mapping of lists, not {kind}"
             self.problems.add(matrix.place, what, "write `matrix: {rank: [8, 16]}`")
             return [{}]
         lists: dict[str, list[Any]] = {}
@@ -158,13 +159,13 @@ class _Expansion:
         filled = self.filled(name, plain, values)
         mine = {key: value for (stage, key), value in values.items() if stage == name and key not in named}
         if mine:
-            place = node.value["matrix"].place
+            place, keys_at = node.value["matrix"].place, node.value["matrix"].keys
             params = filled.value.get("params") or Node({}, place, {})
-            both = {**(params.value or {}), **{k: Node(v, place) for k, v in mine.items()}}
+            both = {**(params.value or {}), **{k: Node(v, keys_at.get(k, place)) for k, v in mine.items()}}
             for key in set(params.value or {}) & set(mine):
                 what = f"{key} of stage {name} stands in its matrix and in its params"
                 self.problems.add(params.keys.get(key, params.place), what, "remove one of them")
-            keys = {**params.keys, **dict.fromkeys(mine, place)}
+            keys = {**params.keys, **{k: keys_at.get(k, place) for k in mine}}
             filled = Node({**filled.value, "params": Node(both, params.place, keys)}, filled.place, filled.keys)
         return filled
 
@@ -250,3 +251,18 @@ def _word(value: Any) -> str:
         digits, _, power = f"{value:e}".partition("e")
         return f"{float(digits):g}e{int(power)}".replace(".", "_")
     return f"{value:g}".replace(".", "_")
+
+
+def once(found: Sequence[Problem], variants: Mapping[str, Variant]) -> list[Problem]:
+    """What is wrong with every variant of a stage is told of the stage."""
+    if not variants:
+        return list(found)
+    names = re.compile("|".join(sorted(map(re.escape, variants), key=len, reverse=True)))
+
+    def plain(text: str) -> str:
+        return names.sub(lambda m: variants[m[0]].base, text)
+
+    alike: dict[Problem, list[Problem]] = {}
+    for p in found:
+        alike.setdefault(Problem(p.place, plain(p.what), plain(p.fix)), []).append(p)
+    return [one if len(set(many)) > 1 else many[0] for one, many in alike.items()]

@@ -18,11 +18,15 @@ from microstages.errors import UserError, nearest
 from microstages.interface import Interface
 
 from runner import select, stages
-from runner.document import Node, Place, Problems, load, override
-from runner.matrix import Variant, expand
+from runner.document import Node, PipelineError, Place, Problems, load
+from runner.matrix import Variant, expand, once
+from runner.parameters import resolved
+from runner.problems import guess
+from runner.references import FAILED
 from runner.retry import Retry
 from runner.select import Select
-from runner.spec import FAILED, TARGET_TYPES, InputValue, Ref, Resources, Spec, StageSpec, parse_spec
+from runner.settings import override
+from runner.spec import NAME, TARGET_TYPES, InputValue, Ref, Resources, Spec, StageSpec, parse_spec
 from runner.targets import BUILT_IN, ELSEWHERE, Where, read_options
 
 
@@ -32,6 +36,7 @@ class External:
 
     uri: str
     place: Place
+    origin: str = ""  # where a reference in its place was given, in words
 
 
 @dataclass(frozen=True)
@@ -107,19 +112,31 @@ def read(file: Path, settings: Sequence[str] = (), target: str | None = None, co
     be installed.
     """
     problems = Problems()
+    found, _ = look(file, settings, target, commands, problems)
+    problems.check()
+    return found
+
+
+def look(
+    file: Path, settings: Sequence[str], target: str | None, commands: bool, problems: Problems
+) -> tuple[Pipeline, Spec]:
+    """As far as a pipeline can be read, and the file's values; what is wrong goes to `problems`. Raises PipelineError
+    where the file is none."""
     root = override(load(file), settings)
     root, variants = expand(root, problems)
     spec = parse_spec(root, file, problems)
     checked = _Checker(spec, problems, target, commands, variants).checked()
+    problems.found = once(problems.found, variants)
     warnings = []
     for name, place in spec.unused:
+        if place.line and settings:
+            continue  # an option may have taken the place of what referred to it
         if place.line:
             warnings.append(f"{place}: warning: the parameter {name!r} is not used")
         else:
             problems.add(place, f"the parameter {name!r} is not used by any stage", "check the spelling in the stages")
     store = spec.store.value if isinstance(spec.store.value, str) else ""
-    problems.check()
-    return Pipeline(spec.name, file, full_uri(store, file.resolve().parent), checked, tuple(warnings))
+    return Pipeline(spec.name, file, full_uri(store, file.resolve().parent), checked, tuple(warnings)), spec
 
 
 def full_uri(uri: str, base: Path) -> str:
@@ -136,7 +153,7 @@ class _Checker:
         self.variants = variants
         self.base = spec.file.resolve().parent
         known = [t for t in spec.targets.values() if t.type in TARGET_TYPES]
-        self.options = {t.name: read_options(t.type, t.name, t.nodes, problems) for t in known}
+        self.options = {t.name: read_options(t.type, t.name, t.nodes, problems, t.keys) for t in known}
         self.found = {name: self.find(stage) for name, stage in spec.stages.items()}
         self.selects = {name: self.choose(name, s.select) for name, s in spec.stages.items() if s.select is not None}
 
@@ -150,6 +167,11 @@ class _Checker:
             return None
         try:
             return stages.find(stage.uses.value, self.base)
+        except PipelineError as error:  # of its interface.json
+            used = f"stage {stage.name} ({stage.uses.place}) uses it"
+            for p in error.problems:
+                self.problems.add(p.place, p.what, f"{p.fix}; {used}")
+            return None
         except UserError as error:
             what = f"{error.where}: {error.what}" if error.where else error.what
             self.problems.add(stage.uses.place, what, error.fix)
@@ -210,26 +232,28 @@ class _Checker:
             return None
         interface = found.interface
         inputs: dict[str, Ref | External] = {}
+        meant: set[str] = set()  # told already, by another spelling
         for name, value in spec.inputs.items():
             if name not in interface.inputs:
                 known = ", ".join(interface.inputs) or "none"
                 what = f"{interface.name} has no input {name!r}{nearest(name, interface.inputs)}"
                 self.problems.add(value.key, what, f"its inputs: {known}")
                 self.reference(value)
+                meant.add(guess(name, interface.inputs))
             elif (given := self.input(spec, interface, name, value)) is not None:
                 inputs[name] = given
         for name, wanted in interface.inputs.items():
-            if wanted.required and name not in spec.inputs:
+            if wanted.required and not spec.odd and name not in {*spec.inputs, *meant}:
                 what = f"stage {spec.name} needs the input {name!r} ({' or '.join(wanted.kinds)})"
                 self.problems.add(spec.place, what, f"add it below `inputs:` of {spec.name}")
-        params = self.resolve_params(spec, interface)
+        params = resolved(spec, interface, self.problems)
         words: tuple[str, ...] = ()
         inside = where.kind in ("docker", *ELSEWHERE)
         if found.identity and where.kind == "process":
             what = f"the image {spec.uses.value!r} cannot run as a process"
             self.problems.add(spec.uses.place, what, "run with --target docker")
-        elif where.kind in ELSEWHERE and interface.manifest == "runner":
-            fix = "run it with `target: docker`, or let it write its own manifest (docs/contract.md)"
+        elif where.kind == "azureml" and interface.manifest == "runner":
+            fix = "a job there has one image, which must publish too: give this stage another target, such as docker"
             self.problems.add(spec.uses.place, f"{interface.name} is a plain command: {where.name} cannot run it", fix)
         elif inside and interface.manifest == "runner" and not found.image:
             fix = 'add "image": "name:tag" to its interface.json, or run it with `target: process`'
@@ -273,6 +297,9 @@ class _Checker:
         if not isinstance(ref, Ref):
             return None
         if ref.stage not in self.spec.stages:
+            near = guess(ref.stage, self.spec.stages)
+            if near and not NAME.fullmatch(near):
+                return None  # that stage's name is told
             what = f"there is no stage {ref.stage!r}{nearest(ref.stage, self.spec.stages)}"
             self.problems.add(value.place, what, f"stages: {', '.join(self.spec.stages)}")
             return None
@@ -300,7 +327,7 @@ class _Checker:
                 fix = self.offers(wanted.kinds, spec.name)
                 self.problems.add(value.place, what, fix)
             return value.value
-        return External(full_uri(value.value, self.base), value.place)
+        return External(full_uri(value.value, self.base), value.place, value.origin)
 
     def offers(self, kinds: Sequence[str], but: str) -> str:
         """Which outputs of this pipeline are of a kind."""
@@ -314,39 +341,6 @@ class _Checker:
 
     def problems_at(self, place: Place) -> bool:
         return any(p.place == place for p in self.problems.found)
-
-    def resolve_params(self, spec: StageSpec, interface: Interface) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name in spec.params:
-            if name not in interface.params:
-                known = ", ".join(interface.params) or "none"
-                what = f"{interface.name} has no parameter {name!r}{nearest(name, interface.params)}"
-                if name in interface.inputs:
-                    what = f"{name!r} is an input of {interface.name}, not a parameter"
-                    known = f"move it below `inputs:` of {spec.name}"
-                self.problems.add(spec.param_keys[name], what, known if name in interface.inputs else f"known: {known}")
-        for name, wanted in interface.params.items():
-            if name not in spec.params:
-                values[name] = wanted.default if wanted.default is None else wanted.check(wanted.default)
-                if wanted.required:
-                    what = f"stage {spec.name} needs the parameter {name!r}"
-                    self.problems.add(spec.place, what, f"add it below `params:` of {spec.name}: {wanted.wanted()}")
-                continue
-            node = spec.params[name]
-            fix = wanted.help or f"see {interface.name} --help"
-            if FAILED in _strings(node):
-                continue
-            try:
-                value = wanted.check(node.plain())
-            except ValueError as error:
-                self.problems.add(node.place, f"{name} {error}", fix)
-                continue
-            if value in (None, []) and value != wanted.default:
-                if wanted.default:  # a flag cannot say "nothing"
-                    self.problems.add(node.place, f"{name} must be {wanted.wanted()}, not empty", fix)
-                value = wanted.default
-            values[name] = value
-        return values
 
     def resolve_target(self, spec: StageSpec) -> Where:
         node = Node(self.target, Place("--target")) if self.target else spec.target or self.spec.target
@@ -362,7 +356,3 @@ class _Checker:
             return Where()
         kind = self.spec.targets[name].type
         return Where(kind, name, self.options[name])
-
-
-def _strings(node: Node) -> list[Any]:
-    return [v.value for v in node.value] if isinstance(node.value, list) else [node.value]

@@ -12,9 +12,10 @@ from typing import Any
 from microstages.errors import UserError, nearest
 from microstages.reporting import duration
 
-from runner.document import Problems, load, override
+from runner.document import Problems, load
 from runner.history import History, Record, RunRecord
 from runner.pipeline import full_uri
+from runner.settings import override
 from runner.spec import Spec, parse_spec
 from runner.store import Store
 from runner.summary import table
@@ -45,7 +46,7 @@ def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def _stages(history: History, run: RunRecord) -> list[Record]:
+def stages_of(history: History, run: RunRecord) -> list[Record]:
     """The stages of a run; what a dead runner left running is not running."""
     gone = {"running": "died", "waiting": "not run", "pending": "not run"} if run.status == "died" else {}
     return [replace(r, status=gone.get(r.status, r.status)) for r in history.stages(run.id)]
@@ -62,7 +63,7 @@ def runs_as_text(history: History, last: int) -> str:
     """A table of the runs, newest first."""
     rows = [["run", "when", "pipeline", "status", "stages", "took"]]
     for run in history.runs(last):
-        stages = ", ".join(f"{n} {status}" for status, n in _counts(_stages(history, run)).items())
+        stages = ", ".join(f"{n} {status}" for status, n in _counts(stages_of(history, run)).items())
         end = run.finished if run.finished is not None else time.time() if run.status == "running" else None
         took = "–" if end is None else duration(end - run.started)
         rows.append([str(run.id), _when(run.started), run.pipeline, run.status, stages, took])
@@ -71,7 +72,7 @@ def runs_as_text(history: History, last: int) -> str:
 
 def runs_as_data(history: History, last: int) -> list[dict[str, Any]]:
     """The runs with their stages."""
-    return [{**asdict(run), "stages": [asdict(r) for r in _stages(history, run)]} for run in history.runs(last)]
+    return [{**asdict(run), "stages": [asdict(r) for r in stages_of(history, run)]} for run in history.runs(last)]
 
 
 def everybodys(store: Store, last: int) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from microstages.errors import UserError, nearest
 
 from runner.document import Node, Place, Problems
 from runner.matrix import Variant
+from runner.problems import guess
 from runner.spec import Ref
 from runner.store import Result
 
@@ -77,10 +78,12 @@ def read(
         )
         return None
     before = len(problems.found)
-    for key in node.value:
+    for key in list(node.value):
         if key not in KEYS:
             what = f"unknown key {key!r} in select of stage {name}{nearest(key, KEYS)}"
             problems.add(node.keys.get(key, node.place), what, f"known keys: {', '.join(KEYS)}")
+            if (meant := guess(key, KEYS)) and meant not in node.value:  # it stands for it: told once
+                node = Node({**node.value, meant: node.value[key]}, node.place, node.keys)
     source = _word(name, node, "from", problems)
     taken = _word(name, node, "take", problems) if "take" in node.value else source
     goals = [k for k in ("maximize", "minimize") if k in node.value]

@@ -2,7 +2,8 @@
 
 `uses: merge`       a stage of this repository: `stages/merge` beside the runner, or below $MICROSTAGES_STAGES
 `uses: ./my-stage`  a folder with an `interface.json`, relative to the pipeline file's folder
-`uses: name:tag`    an image of the Docker engine that carries its interface as a label; runs in containers only
+`uses: name:tag`    an image that carries its interface as a label: the Docker engine's, or one in a registry, which
+                    clusters pull; runs in containers only
 
 How any command becomes a stage: a folder with an `interface.json` whose `manifest` is `"runner"`. The command gets its
 inputs as paths, its parameters as flags, and for each output a folder to write files into. When it ends with 0 the
@@ -14,6 +15,7 @@ on the PATH. Lines of its stdout that are JSON events are shown as such; everyth
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -24,9 +26,11 @@ from typing import Any
 from microstages.errors import UserError, nearest
 from microstages.identity import code_identity, folder_lines
 from microstages.interface import Interface
-from microstages.manifest import KINDS
 
-INTERFACE = "interface.json"
+from runner import interfaces
+from runner.folders import INTERFACE, stages_folder
+
+__all__ = ["INTERFACE", "Found", "command", "find", "flags", "stages_folder"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Found:
     interface: Interface
     code: tuple[Path, ...]
     image: str = ""  # the image that a pipeline or the interface names
+    pulled: str = ""  # the same as others pull it: the engine's id says nothing to them
     identity: str = ""  # of an image's code; otherwise its folders tell
 
     def code_identity(self, lines: Callable[[Path], bytes] = folder_lines) -> str:
@@ -44,19 +49,19 @@ class Found:
         return self.identity or code_identity(self.code, lines)
 
 
-def stages_folder() -> Path:
-    """Where the stages of this repository lie."""
-    return Path(os.environ.get("MICROSTAGES_STAGES") or Path(__file__).parent.parent / "stages")
-
-
 def find(uses: str, base: Path) -> Found:
-    """The stage that `uses` names; relative folders start at `base`. Raises UserError where there is none."""
+    """The stage that `uses` names; relative folders start at `base`. Raises UserError where there is none,
+    PipelineError where its interface has mistakes."""
     if "/" not in uses and "\\" not in uses and ":" not in uses and uses not in (".", ".."):
         root = stages_folder()
         folder = root / uses
         if not (folder / INTERFACE).is_file():
             known = sorted(p.parent.name for p in root.glob(f"*/{INTERFACE}"))
-            names = f"there are: {', '.join(known)}" if known else f"there are no stages in {root}"
+            names = (
+                f"there are: {', '.join(known)}"
+                if known
+                else f"no stages lie in {root}: set MICROSTAGES_STAGES to their folder"
+            )
             own = " (write ./ before the name of a folder of yours)" if (base / uses / INTERFACE).is_file() else ""
             raise UserError(f"there is no stage {uses!r}{nearest(uses, known)}", fix=names + own)
     else:
@@ -66,54 +71,59 @@ def find(uses: str, base: Path) -> Found:
                 return _image(uses)
             what = f"there is no {INTERFACE} in {folder}" if folder.is_dir() else f"there is no folder {folder}"
             raise UserError(what, fix="a stage's folder holds its interface.json")
-    interface = Interface.load(folder / INTERFACE)
-    _check(interface, folder)
+    interface = interfaces.load(folder / INTERFACE)
     code = tuple(Path(os.path.normpath(folder / c)) for c in interface.code)
-    return Found(folder, interface, code, image=interface.image)
+    return Found(folder, interface, code, interface.image, interface.image)
 
 
 def _image(name: str) -> Found:
     """The stage that an image says it is. Raises UserError where it is not there or says nothing."""
-    from runner.executors.engine import CODE, connect, image_named
+    from runner.executors.engine import CODE, STAGE
     from runner.executors.engine import INTERFACE as LABEL
 
-    image = image_named(connect(), name)
-    if LABEL not in image.labels:
+    image, id, pulled, labels = _looked_up(name)
+    if LABEL not in labels:
         fix = f'build it with --label {LABEL}="$(cat interface.json)"'
         raise UserError(f"the image {name} does not say which stage it is", fix=fix)
-    interface = Interface.parse(image.labels[LABEL], name)
-    # by its id: a name that is moved while the pipeline runs changes nothing
-    return Found(Path(name), interface, (), image.id, image.labels.get(CODE) or image.id)
+    interface = Interface.parse(labels[LABEL], name)
+    own = labels.get(STAGE, interface.name) == interface.name  # else the label is that of an image it stands on
+    return Found(Path(name), interface, (), image, pulled, (labels.get(CODE) if own else "") or id)
 
 
-def _check(interface: Interface, folder: Path) -> None:
-    where = folder / INTERFACE
-    if not interface.command or not all(isinstance(word, str) and word for word in interface.command):
-        raise UserError("its command is not a list of words", where=where, fix='such as "command": ["sh", "./run.sh"]')
-    if interface.manifest not in ("stage", "runner"):
-        raise UserError(f"its manifest is {interface.manifest!r}", where=where, fix='write "stage" or "runner"')
-    if not interface.outputs:
-        raise UserError("it has no outputs", where=where, fix="a stage makes at least one artifact")
-    for name, output in interface.outputs.items():
-        if output.kind not in KINDS:
-            guess = nearest(output.kind, KINDS)
-            what = f"its output {name!r} has the unknown kind {output.kind!r}{guess}"
-            raise UserError(what, where=where, fix=f"kinds: {', '.join(KINDS)}")
-    for name, code in zip(interface.code, (folder / c for c in interface.code), strict=True):
-        if not code.exists():
-            raise UserError(f"its code names {name!r}, which is not there", where=where, fix="correct `code`")
+def _looked_up(name: str) -> tuple[str, str, str, Mapping[str, str]]:
+    """An image as the engine knows it, its id, its name as a cluster pulls it, and its labels: those of the engine's
+    image, else of that in the registry which its name says. A name that is moved while the pipeline runs changes
+    nothing."""
+    from runner.executors.engine import connect, image_named
+
+    try:
+        image = image_named(connect(), name)
+        last = name.rpartition("/")[2]
+        repository = name.removesuffix(last) + re.split("[:@]", last)[0]
+        return image.id, image.id, image.digest if image.digest.startswith(f"{repository}@") else name, image.labels
+    except UserError as error:
+        from runner.executors.kubernetes import registry
+
+        if not registry.host_of(name):
+            raise
+        try:
+            there = registry.described(name)
+        except UserError as why:
+            raise UserError(f"{error.what}, and {why.what}", where=error.where, fix=why.fix or error.fix) from None
+        return there.name, there.id, there.name, there.labels
 
 
-def command(found: Found, inside: bool = False) -> tuple[str, ...]:
-    """The words that start the stage, on this machine or `inside` its image. Raises UserError where its program is not
-    there."""
+def command(found: Found, inside: bool = False, at: Path | None = None) -> tuple[str, ...]:
+    """The words that start the stage, on this machine or `inside` its image, where its folder lies `at` another path.
+    Raises UserError where its program is not there."""
     if found.identity:
         return ()  # its image knows
     folder = found.folder.absolute()
     first, *rest = found.interface.command
-    words = [str(folder / w) if w.startswith("./") else w for w in rest]
+    seen = at or folder
+    words = [str(seen / w) if w.startswith("./") else w for w in rest]
     if inside and found.image:  # its program is the image's, or lies in its folder
-        return (str(folder / first) if (folder / first).is_file() else first, *words)
+        return (str(seen / first) if (folder / first).is_file() else first, *words)
     places = [folder / ".venv" / "bin" / first, folder / first, Path(sys.executable).parent / first]
     for place in places:
         if place.is_file() and os.access(place, os.X_OK):

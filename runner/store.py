@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,16 @@ class Store:
             entries = storage.entries(uri)
             _check_sizes(uri, manifest, entries)
             out["listing"] = _listing(entries)
+        return out
+
+    def measured(
+        self, stage: str, fingerprint: str, attempt: str, manifests: Mapping[str, Manifest], metrics: Mapping[str, Any]
+    ) -> dict[str, Manifest]:
+        """Add what was measured to the manifests of an attempt that is not committed yet."""
+        out = {name: replace(manifest, metrics={**manifest.metrics, **metrics}) for name, manifest in manifests.items()}
+        for name, manifest in out.items():
+            uri = self.output_uri(stage, fingerprint, attempt, name)
+            storage.replace(storage.join(uri, MANIFEST), manifest.to_json())
         return out
 
     def mark_damaged(self, stage: str, fingerprint: str, attempt: str, why: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from microstages.errors import nearest
 
-from runner.document import Node, Problems
+from runner.document import Node, Place, Problems
 from runner.options import FLAVORS, Check, one_of, secrets, text
 
 BUILT_IN = ("auto", "process", "docker", "kubernetes", "azureml")
@@ -36,8 +36,10 @@ class Where:
         return any(path.is_relative_to(str(v["path"])) for v in self.options.get("volumes") or ())
 
 
-def read_options(kind: str, name: str, nodes: Mapping[str, Node], problems: Problems) -> dict[str, Any]:
-    """The checked options of a target; what is wrong goes to `problems`."""
+def read_options(
+    kind: str, name: str, nodes: Mapping[str, Node], problems: Problems, keys: Mapping[str, Place] | None = None
+) -> dict[str, Any]:
+    """The checked options of a target; what is wrong goes to `problems`. `keys`: where the keys stand."""
     known = options(kind)
     out: dict[str, Any] = {}
     for key, node in nodes.items():
@@ -45,7 +47,8 @@ def read_options(kind: str, name: str, nodes: Mapping[str, Node], problems: Prob
             continue
         if key not in known:
             fix = f"known keys: {', '.join(('type', *known))}"
-            problems.add(node.place, f"unknown key {key!r} in target {name}{nearest(key, known)}", fix)
+            place = (keys or {}).get(key, node.place)
+            problems.add(place, f"unknown key {key!r} in target {name}{nearest(key, known)}", fix)
         elif wrong := known[key](node.plain()):
             problems.add(node.place, f"{key} of target {name} {wrong[0]}", wrong[1])
         else:

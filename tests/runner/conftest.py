@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import textwrap
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from relay import Relay
 
 # Turns `--name=value` into the shell variable of that name.
 FLAGS = 'for a in "$@"; do k="${a%%=*}"; eval "${k#--}=\\${a#*=}"; done\n'
@@ -171,6 +170,12 @@ def project(tmp_path: Path) -> Iterator[Project]:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
+@pytest.fixture(scope="module")
+def module_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that the tests of a file share, and leave as it is."""
+    return Project(tmp_path_factory.mktemp("project"))
+
+
 @dataclass(frozen=True)
 class CommonStore:
     """A store that several runners share: its address, and what they need in their environment to reach it."""
@@ -299,52 +304,11 @@ def boxed(tmp_path: Path, engine: Any) -> Iterator[Boxed]:
         engine.client.remove_container(container["Id"], force=True)
 
 
-class Proxy:
-    """A socket in front of the engine's that can go away and come back."""
-
-    def __init__(self, path: Path, engine: str) -> None:
-        self.path, self.engine = path, engine.removeprefix("unix://")
-        self.open: list[socket.socket] = []
-        self.up()
-
-    def up(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.server = socket.socket(socket.AF_UNIX)
-        self.server.bind(str(self.path))
-        self.server.listen()
-        threading.Thread(target=self._accept, args=(self.server,), daemon=True).start()
-
-    def down(self) -> None:
-        for s in (self.server, *self.open):
-            with suppress(OSError):
-                s.shutdown(socket.SHUT_RDWR)
-            s.close()
-        self.open.clear()
-        self.path.unlink(missing_ok=True)
-
-    def _accept(self, server: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                near = server.accept()[0]
-                far = socket.socket(socket.AF_UNIX)
-                far.connect(self.engine)
-                self.open += [near, far]
-                for a, b in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
-
-    @staticmethod
-    def _pump(a: socket.socket, b: socket.socket) -> None:
-        with suppress(OSError):
-            while data := a.recv(65536):
-                b.sendall(data)
-            b.shutdown(socket.SHUT_WR)
-
-
 @pytest.fixture
-def proxy(tmp_path: Path, engine: Any) -> Iterator[Proxy]:
+def proxy(tmp_path: Path, engine: Any) -> Iterator[Relay]:
     """A socket in front of the engine's."""
     if not engine.address.startswith("unix://"):
         pytest.skip("this engine is not behind a socket of this machine")
-    made = Proxy(tmp_path / "docker.sock", engine.address)
+    made = Relay(engine.address, tmp_path / "docker.sock")
     yield made
     made.down()

@@ -1,8 +1,5 @@
 """What people see: `ps`, `logs`, `graph`, the table at the end, the live view, the errors of the command line."""
 
-import json
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -192,64 +189,6 @@ def test_the_table_at_the_end_sets_predictions_side_by_side(project):
         assert "decode tokens/s   1,234   1,234\n" in out or "decode tokens/s   1,235   1,235\n" in out
         assert "model size       2.5 MB  2.5 MB\n" in out
         assert re.search(r"^onnx \(onnx-model\): \.runner/store/artifacts/export/\w+/[\w-]+/out$", out, re.MULTILINE)
-
-
-def on_a_terminal(project, *args, seen=None):
-    """Run the runner on a terminal of its own; everything that it drew.
-
-    `seen`: a text and a file that is made when the text has been drawn.
-    """
-    here, there = pty.openpty()
-    os.set_inheritable(there, True)
-    import fcntl
-    import struct
-    import termios
-
-    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    process = subprocess.Popen(
-        project.command(*args), cwd=project.folder, stdin=there, stdout=there, stderr=there, close_fds=True,
-        env={**project.environment, "TERM": "xterm-256color"},
-    )  # fmt: skip
-    os.close(there)
-    drawn = b""
-    while True:
-        try:
-            data = os.read(here, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not data:
-            break
-        drawn += data
-        if seen and seen[0] in drawn.decode(errors="replace"):
-            seen[1].touch()
-    os.close(here)
-    return process.wait(timeout=60), drawn.decode()
-
-
-def test_the_live_view(project):
-    event = {"event": "progress", "label": "training", "done": 2, "total": 4, "unit": "steps", "loss": 0.5}
-    wait = 'while [ ! -e "$TRACE.seen" ]; do sleep 0.05; done'
-    project.stage("train", f"echo '{json.dumps(event)}'; {wait}; echo x > \"$out/x\"")
-    project.stage("fail", "echo broken >&2; exit 2")
-    project.pipeline("stages:\n  a: {uses: ./train}\n  b: {uses: ./fail}\n")
-    code, drawn = on_a_terminal(
-        project, "up", seen=("training  50%  2/4 steps  loss 0.5", project.folder / "trace.seen")
-    )
-    assert code == 2
-    assert "━" in drawn
-    words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
-    assert re.search(r"a  done in \d", words)
-    assert "b  failed" in words
-    assert "| broken" in words
-    assert drawn.count("\x1b[?25l") == drawn.count("\x1b[?25h"), "the cursor is back"
-
-
-def test_nothing_is_drawn_where_nothing_runs(chain):
-    chain.up()
-    code, drawn = on_a_terminal(chain, "up")
-    assert code == 0
-    assert "first   \x1b[2mreused\x1b[0m" in drawn
-    assert "\x1b[?25l" not in drawn
 
 
 def test_output_that_nobody_reads_ends_no_stage(chain):

@@ -47,6 +47,19 @@ def test_ones_own_data_and_model(project):
     stages(project.folder / "deep/er/fine-tuning/variants.yaml")
 
 
+@pytest.mark.parametrize("text, template", [
+    ("text;queue;by\na;b;c\n", "{text}\n{by}"), ("text\tqueue\na\tb\n", "{text}\n{queue}"),
+    ('"what, who"|queue\na|b\n', None), ("one\na\n", None),
+])  # fmt: skip
+def test_the_fields_of_a_csv_file_are_found_or_asked_for(project, text, template):
+    (project.folder / "rows.csv").write_text(text)
+    done = project.run("init", "new", "--data", "rows.csv")
+    assert done.code == 0, done.err
+    assert ("write them into `template`" in done.out) == (template is None)
+    if template:
+        assert read(project.folder / "new/pipeline.yaml", commands=False).stages["data"].params["template"] == template
+
+
 def test_from_a_config_of_olive(project, examples):
     done = project.run("init", "mine", "--from-olive", examples / "olive-config.json")
     assert done.code == 0, done.err

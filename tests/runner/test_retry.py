@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from runner.cli import call
+from runner.execute import Execution
 from runner.executors import LOST
 from runner.retry import Retry
 
@@ -87,6 +89,25 @@ def test_a_stage_can_be_cancelled_between_two_attempts(work, eventually):
     assert up.returncode == 143
     assert tried(work) == 1
     assert work.nothing_half_made()
+
+
+def test_a_stage_whose_pause_is_over_waits_for_its_place_asleep(work, monkeypatch):
+    """One place, taken by another stage: nothing is looked at until that ends."""
+    looks = []
+    wait = Execution._wait
+    monkeypatch.setattr(Execution, "_wait", lambda self: (looks.append(dict(self.progress.later)), wait(self))[1])
+    for name, value in (*work.environment.items(), ("ACT", COUNT + '[ "$(wc -l < "$TRACE.n")" -ge 2 ] || exit 75')):
+        monkeypatch.setenv(name, value)
+    work.pipeline("""
+        name: places
+        stages:
+          bad: {uses: ./work, retry: {backoff: 0.01}}
+          other: {uses: ./slow}
+        """)
+    work.stage("slow", 'sleep 2; echo x > "$out/x"')
+    assert call(["up", "--quiet", "--jobs", "1", str(work.file)]) == 0
+    assert tried(work) == 2
+    assert len(looks) < 100  # 2 seconds of looks a millisecond apart are 2,000
 
 
 def test_pauses_double_up_to_the_longest_and_are_drawn_at_random():

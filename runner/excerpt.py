@@ -1,0 +1,58 @@
+"""Shows a place in a text: the line, and a caret under what is meant. Values that look secret are covered."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+WIDTH = 110  # columns of a line that are shown
+_BREAKS = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+# `sig=…`, `AccountKey=…`, `HF_TOKEN: …`, `password: …`, `https://user:password@…`, a token of the Hugging Face hub
+_SECRETS = (
+    re.compile(r"(?i)\b(?:sig|\w*key|\w*secret|\w*token|passw(?:or)?d)=(?!\$\{\{)([^\s&;,'\"}]{4,})"),
+    re.compile(
+        r"\b[A-Z][A-Z0-9_]*(?:KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)\s*[:=]\s*['\"]?([^\s,'\"}\]$]{4,})"
+    ),
+    re.compile(r"(?i)\b\w*(?:key|secret|token|credentials?)\s*:\s*['\"]?(?=\S*[0-9])([A-Za-z0-9+/_=.-]{12,})"),
+    re.compile(r"(?i)\bpassw(?:or)?d\s*:\s*['\"]?([^\s,'\"}\]$]{4,})"),
+    re.compile(r"://[^/\s:@]+:([^/\s@]+)@"),
+    re.compile(r"\b(hf_[A-Za-z0-9]{8,})"),
+)
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text, as YAML counts them."""
+    return _BREAKS.split(text)
+
+
+def covered(text: str) -> str:
+    """A line with dots in the place of secrets, so that the columns stay."""
+    for pattern in _SECRETS:
+        for m in list(pattern.finditer(text)):
+            text = text[: m.start(1)] + "•" * len(m[1]) + text[m.end(1) :]
+    return text
+
+
+def excerpt(text: str, line: int, column: int, width: int = 1) -> str:
+    """Two lines: `text` with its number (0: none), and below it a caret under `width` characters from `column`
+    (from 1). Long lines are cut around it; of what has no width or no picture a blank or a question mark is shown."""
+    at = max(0, min(column - 1, len(text)))
+    shown = covered(text)
+    width = max(1, min(width, len(shown) - at))
+    first = 0 if at + min(width, 20) < WIDTH else max(0, at - WIDTH // 2)
+    last = min(len(shown), first + WIDTH)
+    width = max(1, min(width, last - at))
+    before, under = _plain(shown[first:at]), _plain(shown[at : at + width])
+    cut = "…" if first else ""
+    drawn = cut + before + under + _plain(shown[at + width : last]) + ("…" if last < len(shown) else "")
+    head = f"{line or '':>5} | "
+    return f"{head}{drawn.rstrip()}\n{'':>5} | {' ' * (_columns(cut + before))}{'^' * max(1, _columns(under))}"
+
+
+def _plain(text: str) -> str:
+    return "".join(" " if c == "\t" else c if c.isprintable() else "?" for c in text)
+
+
+def _columns(text: str) -> int:
+    """How wide a text stands on a terminal."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,72 @@
+"""The parameters of a stage as a pipeline gives them, checked; and good values, for remedies and examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from microstages.errors import nearest
+from microstages.interface import Interface, ParamSpec
+
+from runner.document import Node, Problems
+from runner.problems import guess
+from runner.references import FAILED
+from runner.spec import StageSpec
+
+
+def sample(wanted: ParamSpec) -> str:
+    """A good value of a parameter, as YAML writes it."""
+    value = wanted.default
+    if value in (None, [], ""):
+        value = wanted.choices[0] if wanted.choices else None
+        if wanted.type == "list":
+            return f"[{value}]" if value else "[one, another]"
+        if wanted.type in ("integer", "number") and wanted.min is not None:
+            value = wanted.min if not wanted.exclusive_min else wanted.min + 0.5
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return f"{value:g}" if abs(value) < 1e6 else str(value)
+    if isinstance(value, list):
+        return f"[{', '.join(value)}]"
+    return value or {"integer": "1", "number": "0.5", "boolean": "true"}.get(wanted.type, "some text")
+
+
+def resolved(spec: StageSpec, interface: Interface, problems: Problems) -> dict[str, Any]:
+    """The parameters of a stage, defaults filled in, each in its type; what is wrong goes to `problems`."""
+    values: dict[str, Any] = {}
+    for name in spec.params:
+        if name not in interface.params:
+            known = ", ".join(interface.params) or "none"
+            what = f"{interface.name} has no parameter {name!r}{nearest(name, interface.params)}"
+            fix = f"known: {known}" if len(known) < 100 else f"see `runner explain {spec.uses.value}`"
+            if name in interface.inputs:
+                what = f"{name!r} is an input of {interface.name}, not a parameter"
+                fix = f"move it below `inputs:` of {spec.name}"
+            problems.add(spec.param_keys[name], what, fix)
+    for name, wanted in interface.params.items():
+        if name not in spec.params:
+            values[name] = wanted.default if wanted.default is None else wanted.check(wanted.default)
+            if wanted.required and name not in [guess(n, interface.params) for n in spec.params]:
+                what = f"stage {spec.name} needs the parameter {name!r}"
+                problems.add(spec.place, what, f"add it below `params:` of {spec.name}: {wanted.wanted()}")
+            continue
+        node = spec.params[name]
+        fix = f"write {name}: {sample(wanted)}" + (f" ({wanted.help})" if wanted.help else "")
+        fix = f"{node.origin}; {fix}" if node.origin else fix
+        if FAILED in _strings(node):
+            continue
+        try:
+            value = wanted.check(node.plain())
+        except ValueError as error:
+            problems.add(node.place, f"{name} {error}", fix)
+            continue
+        if value in (None, []) and value != wanted.default:
+            if wanted.default:  # a flag cannot say "nothing"
+                problems.add(node.place, f"{name} must be {wanted.wanted()}, not empty", fix)
+            value = wanted.default
+        values[name] = value
+    return values
+
+
+def _strings(node: Node) -> list[Any]:
+    return [v.value for v in node.value] if isinstance(node.value, list) else [node.value]

@@ -1,0 +1,201 @@
+"""`runner check` tells all that is wrong with a pipeline and what it names here, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import EXAMPLES, NO_ENGINE
+
+from runner import cli
+from runner.excerpt import covered, excerpt
+
+GOOD = """\
+name: tones
+params: {spare: 1}
+store: store
+targets:
+  far: {type: kubernetes, secrets: [HUB_TOKEN, {name: X, secret: hub, key: x}]}
+  box: {type: docker, secrets: [{name: KEY, file: key.txt}]}
+stages:
+  data:
+    uses: prepare-data
+    inputs: {source: rows.jsonl, model: model}
+    params: {template: "{a} {b}"}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a good pipeline and what it names."""
+    (tmp_path / "pipeline.yaml").write_text(GOOD)
+    (tmp_path / "rows.jsonl").write_text('{"a": "x", "b": "y"}\n')
+    (tmp_path / "model").symlink_to(EXAMPLES / "tiny-phi3")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DOCKER_HOST", NO_ENGINE)
+    monkeypatch.delenv("HUB_TOKEN", raising=False)
+    return tmp_path
+
+
+def check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    capsys.readouterr()
+    code = cli.call(["check", *words])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_a_good_pipeline_is_told_in_one_line_and_what_is_odd_as_a_warning(folder, capsys):
+    code, out, err = check(capsys)
+    assert code == 0
+    assert out == "pipeline.yaml: 1 stage on auto, 2 inputs there: nothing is wrong\n"
+    assert err.startswith(
+        "pipeline.yaml:2:10: warning: the parameter 'spare' is not used\n    2 | params: {spare: 1}\n"
+    )
+    assert sorted(p.name for p in folder.iterdir()) == ["model", "pipeline.yaml", "rows.jsonl"]
+
+
+def test_all_mistakes_are_told_of_keys_files_secrets_and_targets_at_once(folder, capsys):
+    text = GOOD.replace("source: rows", "source: row").replace("store: s", "store: rows.jsonl/s")
+    text = text.replace('{a} {b}"', '{a}", max_lenth: 3')
+    more = '  there:\n    uses: merge\n    inputs: {base_model: model, adapter: "abfs://c/a"}\n    target: far\n'
+    (folder / "pipeline.yaml").write_text(text + more)
+    code, out, err = check(capsys)
+    assert code == 2
+    assert not out
+    for told in (
+        "pipeline.yaml:3:8: stage there runs on far, and the store 'rows.jsonl/store' is a folder of this machine",
+        "pipeline.yaml:3:8: the store ",
+        "pipeline.yaml:5:37: target far: the secret HUB_TOKEN is not set",
+        "pipeline.yaml:10:22: input source of stage data: ",
+        "(did you mean 'rows.jsonl'?)",
+        "pipeline.yaml:11:31: prepare-data has no parameter 'max_lenth' (did you mean 'max_length'?)",
+    ):
+        assert told in err
+    assert "target box" not in err, "nothing runs there"
+    assert "warning" not in err, "first what is wrong"
+
+
+def test_it_is_told_to_editors(folder, capsys):
+    (folder / "pipeline.yaml").write_text(GOOD.replace("uses: prepare-data", "uses: prepare-dta"))
+    code, out, err = check(capsys, "--json")
+    assert code == 2
+    assert not err
+    wrong, odd = json.loads(out)
+    assert wrong == {
+        "file": "pipeline.yaml", "option": None, "line": 9, "column": 11, "end_column": 22, "severity": "error",
+        "message": "there is no stage 'prepare-dta' (did you mean 'prepare-data'?)",
+        "fix": "there are: build-onnx, infer, merge, prepare-data, train-lora, train-qlora",
+    }  # fmt: skip
+    assert (odd["severity"], odd["line"], odd["column"], odd["end_column"]) == ("warning", 2, 10, 15)
+    (folder / "pipeline.yaml").write_text(GOOD)
+    code, out, _ = check(capsys, "--json", "--set", "stages.data.params.max_length=1")
+    told = next(row for row in json.loads(out) if row["file"] is None)
+    assert (told["option"], told["line"], told["column"]) == ("--set stages.data.params.max_length", None, 31)
+
+
+def test_a_file_that_is_not_there_is_told_to_editors_too(capsys):
+    code, out, _ = check(capsys, "--json", "pipelne.yaml")
+    assert code == 2
+    assert json.loads(out)[0]["message"] == "there is no such pipeline file (did you mean 'pipeline.yaml'?)"
+
+
+def test_secrets_that_are_there_are_fine(folder, capsys, monkeypatch):
+    far = GOOD.replace("store: store", "store: s3://models/tones") + "    target: far\n"
+    (folder / "pipeline.yaml").write_text(far)
+    assert check(capsys)[0] == 2
+    monkeypatch.setenv("HUB_TOKEN", "hf_secretsecret")
+    code, out, err = check(capsys)
+    assert (code, "nothing is wrong" in out) == (0, True), err
+    assert "secretsecret" not in out + err
+
+
+def test_docker_by_name_needs_an_engine_and_the_file_of_a_secret(folder, capsys):
+    (folder / "pipeline.yaml").write_text(GOOD + "    target: box\n")
+    code, _, err = check(capsys)
+    assert code == 2
+    assert "pipeline.yaml:6:51: target box: " in err
+    assert "the file of the secret KEY cannot be read" in err
+    assert "pipeline.yaml:12:13: no Docker engine answers" in err
+    (folder / "key.txt").write_text("x")
+    assert "secret KEY" not in check(capsys)[2]
+
+
+def test_an_artifact_is_looked_at_without_reading_it(folder, capsys):
+    from microstages.artifact import Draft
+
+    with Draft(str(folder / "made"), "adapter") as draft:
+        (draft.path / "x").write_text("12345")
+        draft.commit({})
+    (folder / "pipeline.yaml").write_text("stages: {a: {uses: merge, inputs: {base_model: model, adapter: made}}}\n")
+    assert check(capsys)[0] == 0
+    (folder / "made/x").write_text("1234")
+    assert "made/x: this file of the artifact has 4 bytes, not 5" in check(capsys)[2]
+    (folder / "made/x").unlink()
+    assert "made/x: this file of the artifact is missing" in check(capsys)[2]
+
+
+def test_what_is_wrong_with_every_variant_is_told_once(folder, capsys):
+    text = "stages:\n  a:\n    uses: merge\n    inputs: {base_model: model}\n    matrix: {dtype: [bf16, fp16]}\n"
+    (folder / "pipeline.yaml").write_text(text)
+    code, _, err = check(capsys)
+    assert code == 2
+    assert err.count("needs the input 'adapter'") == 1
+    assert "stage a needs" in err
+
+
+# --- the line and the caret
+
+LINES = [
+    ("uses: mrge", 3, 7, 4, "    3 | uses: mrge\n      |       ^^^^"),
+    ("a: b", 1, 99, 1, "    1 | a: b\n      |     ^"),
+    ("\tx: 1", 2, 2, 1, "    2 |  x: 1\n      |  ^"),
+    ("name: 東京x", 1, 9, 1, "    1 | name: 東京x\n      |           ^"),
+    ("name: a\x07b", 1, 8, 1, "    1 | name: a?b\n      |        ^"),
+    ("é: e\u0301x", 1, 6, 1, "    1 | é: e\u0301x\n      |     ^"),
+    ("x=1", 0, 3, 1, "      | x=1\n      |   ^"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "column", "width", "shown"), LINES)
+def test_a_caret_stands_under_the_place(text, line, column, width, shown):
+    assert excerpt(text, line, column, width) == shown
+
+
+def test_a_long_line_is_cut_around_the_place():
+    top, caret = excerpt("x" * 500 + "HERE" + "y" * 500, 7, 501, 4).split("\n")
+    assert len(top) < 130
+    assert top[caret.index("^") : caret.rindex("^") + 1] == "HERE"
+    assert top.startswith("    7 | …") and top.endswith("…")
+
+
+SECRETS = [
+    "store: abfs://c/x?sv=1&sig=VERYSECRET&x=1",
+    "store: https://me:VERYSECRET@host/x",
+    "environment: {HF_TOKEN: VERYSECRET}",
+    "  AZURE_STORAGE_KEY: 'VERYSECRET'",
+    "x: DefaultEndpoints=1;AccountKey=VERYSECRET;",
+    "password: VERYSECRET",
+    "environment: {my_token: VERYSECRET12345}",
+    "data: hf_VERYSECRETVERYSECRET",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_what_looks_secret_is_covered_and_columns_stay(text):
+    assert "VERYSECRET" not in covered(text)
+    assert len(covered(text)) == len(text)
+
+
+PLAIN = [
+    "end_token: <|end|>",
+    "params: {max_new_tokens: 1024}",
+    "secrets: [HF_TOKEN]",
+    "pull_secrets: [registry]",
+]
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_what_is_not_secret_is_shown(text):
+    assert covered(text) == text
