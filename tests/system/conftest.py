@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -53,9 +54,19 @@ def new_project(folder: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The committed pipeline, run once."""
-    project = new_project(tmp_path_factory.mktemp("system") / "project")
-    done = project.runner("up")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (project.folder / "first-run.txt").write_text(done.stdout + done.stderr)
-    return project
+    """The committed pipeline, run once, also where several processes run tests: each has a copy of it."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    made, done = common / "system-project", common / "system-project-done"
+    with open(common / "system-project-lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(made, ignore_errors=True)
+            ran = new_project(made).runner("up")
+            assert ran.returncode == 0, ran.stdout + ran.stderr
+            (made / "first-run.txt").write_text(ran.stdout + ran.stderr)
+            done.touch()
+    folder = tmp_path_factory.mktemp("system") / "project"
+    shutil.copytree(made, folder)
+    return Project(folder)

@@ -16,7 +16,7 @@ import pytest
 from conftest import STAGES, Engine, code_of
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-KILLS = 20
+KILLS = int(os.environ.get("MICROSTAGES_KILLS", "8"))  # each runs the pipeline once
 SHORT = """\
 name: short
 target: docker

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 STAGES = ("prepare-data", "train-lora", "train-qlora", "merge", "build-onnx", "infer")
 DOCS = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / "stages" / s / "README.md" for s in STAGES),
     ROOT / "stages/lib/README.md",
     ROOT / "stages/lib/training/README.md",
@@ -31,6 +31,7 @@ NOT_HERE = re.compile(r"^(make test|make images FLAVOR=cuda|python benchmarks/|p
 ELSEWHERE = {
     r"runner up --target (aml|azureml)$": ("tests/azureml/test_pipeline.py", '"--target", "aml"'),
     r"runner export kubernetes ": ("tests/k8s/test_export.py", "docs/kubernetes.md"),
+    r"(infer .*--serve|curl .*http://127\.0\.0\.1:8080/)": ("tests/stages/infer/test_serve.py", "documented_commands"),
     r"MICROSTAGES_NODES=2 .* train-lora ": ("tests/stages/lib/training/test_nodes.py", '"MICROSTAGES_NODE_RANK"'),
 }
 # What needs a Docker engine with the stages' images, and sees it.
@@ -40,12 +41,14 @@ IN_A_STORE = re.compile(r"abfs://models/")
 
 
 def commands(file: Path) -> list[str]:
-    """The commands of a file's sh blocks; a line that ends in a backslash goes on."""
+    """The commands of a file's sh blocks; a line that ends in a backslash goes on, a here-document to its end."""
     found = []
     for block in re.findall(r"^```sh\n(.*?)^```", file.read_text(), flags=re.S | re.M):
-        for line in block.replace("\\\n", " ").splitlines():
-            text = line.partition(" # ")[0].strip()
-            if text and not text.startswith("#"):
+        lines = iter(block.replace("\\\n", " ").splitlines())
+        for line in lines:
+            if here := re.search(r"<<'(\w+)'", line):
+                found.append("\n".join([line, *iter(lines.__next__, here[1]), here[1]]) + "\n")
+            elif (text := line.partition(" # ")[0].strip()) and not text.startswith("#"):
                 found.append(text)
     return found
 
@@ -74,7 +77,7 @@ def models(azurite: Store) -> dict[str, str]:
     return azurite.environment
 
 
-@pytest.mark.parametrize("file, command", ALL, ids=[f"{f}: {c[:60]}" for f, c in ALL])
+@pytest.mark.parametrize("file, command", ALL, ids=[f"{f}: {c.splitlines()[0][:60]}" for f, c in ALL])
 def test_a_documented_command_runs(place: Path, file: str, command: str, request: pytest.FixtureRequest):
     if NOT_HERE.match(command):
         assert command.split(maxsplit=1)[0] != "make" or re.search(
@@ -114,13 +117,30 @@ def test_a_documented_command_runs(place: Path, file: str, command: str, request
 
 def test_there_are_commands_in_the_docs():
     files = {file for file, _ in ALL}
-    assert {"README.md", *(f"stages/{s}/README.md" for s in STAGES)} <= files
+    assert {"README.md", "docs/first-hour.md", *(f"stages/{s}/README.md" for s in STAGES)} <= files
+
+
+def anchors(file: Path) -> set[str]:
+    """The headings of a file as addresses within it, as code hosts make them."""
+    text = re.sub(r"^```.*?^```", "", file.read_text(), flags=re.S | re.M)
+    heads = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}
 
 
 def test_links_in_the_docs_lead_somewhere():
     broken = []
     for file in DOCS:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", file.read_text()):
-            if "://" not in target and not (file.parent / target).exists():
-                broken.append(f"{file.relative_to(ROOT)}: {target}")
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)]*)\)", file.read_text()):
+            if "://" in target:
+                continue
+            there = file.parent / target if target else file
+            if not there.exists() or (anchor and anchor not in anchors(there)):
+                broken.append(f"{file.relative_to(ROOT)}: {target}#{anchor}")
     assert not broken
+
+
+def test_every_page_is_in_the_index():
+    index = ROOT / "docs/README.md"
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+)", index.read_text())}
+    pages = {p.resolve() for p in (ROOT / "docs").rglob("*.md")} - {index.resolve()}
+    assert pages <= linked
