@@ -123,6 +123,8 @@ push:
 interfaces: install
 	@for s in $(STAGES); do $(BIN)/$$s describe > stages/$$s/interface.json; done
 	@$(QLORA)/bin/train-qlora describe > stages/train-qlora/interface.json
+	@$(BIN)/python -m runner.schema
+	@$(BIN)/python docs/reference.py
 
 clean:
 	rm -rf $(VENV) $(QLORA) $(MLFLOW) $(AZUREML) .runner $(AZURITE)/node_modules

@@ -15,12 +15,30 @@ from typing import Any, NoReturn
 
 import pytest
 
-pytest_plugins = ("stores.fixtures", "tracking.server", "k8s.fixtures")
+pytest_plugins = ("stores.fixtures", "tracking.server", "k8s.fixtures", "browser")
+
+# Many programs share few cores here: their threads wait without spinning. It changes no result.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 Waiter = Callable[[Callable[[], Any]], Any]
 STAGES = ("prepare-data", "train-lora", "train-qlora", "merge", "build-onnx", "infer")
+
+
+# What takes longest begins first, so that files side by side end together.
+FIRST = (
+    "tests/system/test_docs.py",
+    "tests/system/test_containers.py",
+    "tests/system/",
+    "tests/chaos/",
+    "tests/azureml/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = {item: item.path.relative_to(ROOT).as_posix() for item in items if item.path.is_relative_to(ROOT)}
+    items.sort(key=lambda item: next((n for n, f in enumerate(FIRST) if names.get(item, "").startswith(f)), len(FIRST)))
 
 
 @dataclass(frozen=True)
