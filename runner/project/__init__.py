@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -51,7 +52,10 @@ def _create(folder: Path, olive: Path | None, model: str, data: str) -> list[str
     }  # fmt: skip
     said = []
     if data:
-        words |= _columns(Path(data))
+        found = _columns(Path(data))
+        words |= found
+        if not found:
+            said.append("the names of your data's fields were not found: write them into `template` in pipeline.yaml")
     words |= {f"VARIANT_{k}": _from(VARIANTS, words[w]) for k, w in (("MODEL", "BASE_MODEL"), ("DATA", "DATA"))}
     for file in [f for f in folder.rglob("*") if f.suffix in (".yaml", ".md", ".jsonl") and f.is_file()]:
         if "model-cache" not in file.relative_to(folder).parts[:-1] or file.name == "README.md":
@@ -102,10 +106,16 @@ def _columns(file: Path) -> dict[str, str]:
         row = json.loads(first)
         names = [str(k) for k in row] if isinstance(row, dict) else []
     except ValueError:
-        names = [n.strip().strip('"') for n in first.split(",")] if file.suffix == ".csv" else []
+        names = _header(first) if file.suffix in (".csv", ".tsv") else []
     if len(names) < 2 or not all(re.fullmatch(r"[\w .-]+", n) for n in (names[0], names[-1])):
         return {}
     return {"TEMPLATE": rf"{{{names[0]}}}\n{{{names[-1]}}}", "COMPLETION": names[-1], "PROMPT": "…"}
+
+
+def _header(line: str) -> list[str]:
+    """The names in a CSV file's first line, whatever stands between them."""
+    between = max(",;\t|", key=line.count)
+    return [n.strip() for n in next(csv.reader([line.rstrip("\r\n")], delimiter=between), [])]
 
 
 def _from(file: str, address: str) -> str:
