@@ -7,7 +7,8 @@ The protocol, for every executor:
 - `find` takes up an attempt that another runner submitted; False where nothing is left of it.
 - `poll` says how it stands, without waiting. `wake` is a file descriptor that becomes readable when it ends, or None
   where the scheduler has to ask from time to time.
-- `read` returns what an attempt said since the last time; `cancel` asks it to stop, or ends it at once.
+- `read` returns what an attempt said since the last time; `ran_in` the image that it runs in, by its digest, empty
+  where this machine's runner does not know one; `cancel` asks it to stop, or ends it at once.
 - `forget` drops what is kept for an attempt that is over, and what it left running; with `leave` nothing that runs is
   touched.
 
@@ -35,13 +36,24 @@ LOST = -1000  # it ended, and nobody knows how
 
 
 @dataclass(frozen=True)
+class Carried:
+    """What a place that is elsewhere must do for a plain command: bring what it reads, publish what it wrote. `orders`
+    is JSON for `microstages.porter`, which the image of the stage `uses` with the identity `code` holds."""
+
+    orders: str
+    uses: str
+    code: str
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One start of a stage: what to run, where its words go. `events` is the file of stdout, `log` that of stderr.
 
     `command` starts the program on this machine, `arguments` follow it; `reads` are the addresses of its inputs,
     `writes` the local folders that it may write, `remote` all addresses elsewhere that it uses itself. `uses` and
     `code` name the stage and its code identity; `image` is the image that a pipeline or an interface names, and
-    `code_folders` what a plain command needs in it. `pipeline` is its pipeline's name. `retry`, `timeout` and `grace`
+    `code_folders` what a plain command needs in it. `carried` is there for a plain command that runs elsewhere: then
+    `command` and `arguments` name paths there. `pipeline` is its pipeline's name. `retry`, `timeout` and `grace`
     (seconds) are for a place that keeps to them by itself, with or without a runner.
     """
 
@@ -62,6 +74,7 @@ class Attempt:
     code: str = ""
     image: str = ""
     code_folders: tuple[Path, ...] = ()
+    carried: Carried | None = None
     pipeline: str = ""
     retry: Retry = field(default_factory=lambda: Retry(attempts=1))
     timeout: float | None = None
@@ -107,6 +120,8 @@ class Executor(Protocol):
     def wake(self, attempt: Attempt) -> int | None: ...
 
     def read(self, attempt: Attempt) -> str: ...
+
+    def ran_in(self, attempt: Attempt) -> str: ...
 
     def cancel(self, attempt: Attempt, now: bool = False) -> None: ...
 

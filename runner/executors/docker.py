@@ -30,7 +30,7 @@ from runner.executors.mounts import CACHE, mounts, own_cache
 from runner.executors.owner import hand_over
 from runner.executors.secrets import Redactor, Secret
 from runner.executors.verdict import verdict
-from runner.executors.words import Reader
+from runner.executors.watched import Watched
 from runner.resources import visible_gpus
 
 if TYPE_CHECKING:
@@ -45,22 +45,15 @@ SETTINGS = ("MICROSTAGES_CACHE_SIZE", "MICROSTAGES_PATIENCE")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
-@dataclass
-class _Container:
-    """A container under watch. `code` is set when it has ended; `woken` becomes readable then."""
+@dataclass(kw_only=True)
+class _Container(Watched):
+    """A container under watch."""
 
-    attempt: Attempt
     id: str
     redact: Redactor
-    reader: Reader
-    woken: int
-    wake: int
-    code: int | None = None
-    why: UserError | None = None
-    left: bool = False  # let go of: it is another runner's, or the engine is away
+    image: str = ""  # by its digest
     signal: str = ""  # what it was told before it was started
     started: bool = True
-    thread: threading.Thread | None = None
     fault: UserError | None = None  # its words cannot be written
 
 
@@ -117,7 +110,7 @@ class DockerExecutor:
             for mount in seen:
                 secrets.drop(Path(mount["Source"]))
             raise
-        self._watch(attempt, made["Id"], [s.value for s in given], start=True)
+        self._watch(attempt, made["Id"], [s.value for s in given], start=True, image=image.digest)
         return str(made["Id"])
 
     def find(self, attempt: Attempt, token: str) -> bool:  # noqa: ARG002 - its name is enough
@@ -132,19 +125,21 @@ class DockerExecutor:
         if hidden is None:
             return False
         container = self._watch(attempt, found[0]["Id"], hidden, start=False)
-        if found[0]["State"] in ("exited", "dead") and container.thread:
-            container.thread.join()
+        if found[0]["State"] in ("exited", "dead"):
+            container.join()
         return True
 
     def poll(self, attempt: Attempt) -> Status:
-        container = self._containers[attempt.name]
-        return Status(container.code is None, container.code, container.why, container.left)
+        return self._containers[attempt.name].status
 
     def wake(self, attempt: Attempt) -> int | None:
         return self._containers[attempt.name].woken
 
     def read(self, attempt: Attempt) -> str:
         return self._containers[attempt.name].reader.read()
+
+    def ran_in(self, attempt: Attempt) -> str:
+        return self._containers[attempt.name].image
 
     def cancel(self, attempt: Attempt, now: bool = False) -> None:
         container = self._containers[attempt.name]
@@ -158,10 +153,8 @@ class DockerExecutor:
         if not container.left:
             if container.code is None:
                 self._remove(container.id)
-            if container.thread:
-                container.thread.join(GONE)
-        os.close(container.woken)
-        container.reader.close()
+            container.join(GONE)
+        container.close()
 
     # --- making ---
 
@@ -220,12 +213,10 @@ class DockerExecutor:
 
     # --- watching ---
 
-    def _watch(self, attempt: Attempt, id: str, hidden: list[str], start: bool) -> _Container:
-        woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        container = _Container(attempt, id, Redactor(hidden), Reader(attempt.events), woken, wake, started=not start)
+    def _watch(self, attempt: Attempt, id: str, hidden: list[str], start: bool, image: str = "") -> _Container:
+        container = _Container(attempt=attempt, id=id, redact=Redactor(hidden), started=not start, image=image)
         self._containers[attempt.name] = container
-        container.thread = threading.Thread(target=self._follow, args=(container,), daemon=True)
-        container.thread.start()
+        container.follow(self._follow)
         return container
 
     def _hidden(self, id: str) -> list[str] | None:
@@ -267,8 +258,7 @@ class DockerExecutor:
             except Exception as error:
                 code, why = EXIT_USER, UserError(f"its output cannot be taken over: {error}", where=c.attempt.stage)
             finally:
-                c.code, c.why = code, why
-                os.close(c.wake)
+                c.ended(code, why)
 
     def _outcome(self, c: _Container) -> tuple[int, UserError | None]:
         import docker

@@ -98,7 +98,7 @@ def _command(stage: Stage, given: Mapping[str, str], code: str) -> dict[str, Any
     words = stages.flags(interface, {n: uri for n, uri in places.items() if n not in given}, stage.params, {})
     attempt = Attempt(
         "", stage.name, interface.command, Path(), Path(), Path(), resources=stage.resources, uses=interface.name,
-        code=code, image=stage.found.image, arguments=tuple(words),
+        code=code, image=stage.found.pulled, arguments=tuple(words),
     )  # fmt: skip
     resources: dict[str, Any] = {"instance_count": stage.resources.nodes}
     if options.get("instance_type"):

@@ -160,7 +160,7 @@ def _attempt(work: Work, stage: Stage) -> Attempt:
         raise UserError("`select` needs the runner: it compares what was measured", where=stage.place, fix=fix)
     interface, options = stage.interface, _options(work, stage)
     if interface.manifest == "runner":
-        fix = "let it write its own manifest (docs/contract.md)"
+        fix = "run it there with `runner up`, or let it write its own manifest (docs/contract.md)"
         what = f"{interface.name} is a plain command: a cluster cannot run it alone"
         raise UserError(what, where=stage.place, fix=fix)
     inputs = {
@@ -185,7 +185,7 @@ def _attempt(work: Work, stage: Stage) -> Attempt:
     return Attempt(
         identity(work), stage.name, (), work.pipeline.folder, Path(os.devnull), Path(os.devnull), {},
         arguments=tuple(words), resources=stage.resources, uses=interface.name, code=work.facts.code[stage.name],
-        image=stage.found.image, retry=stage.retry, timeout=stage.timeout, grace=stage.grace, remote=remote,
+        image=stage.found.pulled, retry=stage.retry, timeout=stage.timeout, grace=stage.grace, remote=remote,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from runner.document import Place
 from runner.olive.params import Params
-from runner.olive.section import CHANGED, LOST, NEEDLESS, USED, Layers, Section
+from runner.olive.section import LOST, NEEDLESS, USED, Layers, Section
 
 STRATEGIES = {
     "line-by-line": "line",
@@ -18,10 +18,6 @@ STRATEGIES = {
     "join-sliding-window": "join-sliding",
 }
 PAIRS = {"default": ("input", "output"), "self_instruct": ("prompt", "completion"), "custom": ("", "")}
-HIDDEN = (
-    "no pad token is trained, there as here, but Olive hid them from attention too, also the end tokens within a block "
-    "where these are pad tokens; here they are seen, as with use_attention_mask: false"
-)
 ROWS_FIRST = "write the rows that it makes into a file, and prepare that one"
 
 
@@ -167,12 +163,11 @@ def _padding(section: Section, make: Layers, out: Params, joins: bool, old: bool
                 where.wrong(where.place(key), f"{where.at(key)} contradicts pad_to_max_len", "change one of them")
     if old:
         out.put("loss_on_pad", not mask)
-        if joins and mask:
-            make.fate("use_attention_mask", CHANGED, "loss_on_pad: false", HIDDEN)
-            if make.holder("use_attention_mask") is None:
-                section.report.note(f"{section.path} has no use_attention_mask, which was true then: {HIDDEN}")
-        why = "with a mask Olive then trained no pad token anywhere" if mask else ""
-        make.fate("use_attention_mask", USED, f"loss_on_pad: {str(not mask).lower()}", why)
+        if mask:
+            out.put("hide_pad", True, note="from attention, as Olive did then, end tokens too where these are pad tokens")
+        why = "with a mask Olive then trained no pad token anywhere, and hid them all from attention" if mask else ""
+        becomes = f"loss_on_pad: {str(not mask).lower()}" + (", hide_pad: true" if mask else "")
+        make.fate("use_attention_mask", USED, becomes, why)
     make.fate("use_attention_mask", NEEDLESS, "sequences are never mixed, and what fills them is not trained")
     side = make.take("padding_side", "text", among=("left", "right"))
     make.fate("padding_side", NEEDLESS, f"{side}: what is trained is the same on either side")

@@ -14,7 +14,7 @@ from contract import places
 
 from runner.executors import Attempt, Executor, Status
 
-NAMES = ("process", "docker", "kubernetes", "azureml")
+NAMES = ("process", "docker", "kubernetes", "kubernetes-command", "azureml")
 WITHIN = 120.0  # seconds that anything here may take
 
 
@@ -29,7 +29,9 @@ class Place:
     base: Attempt
     count: Callable[[Attempt], int] | None = None
     knows_codes: bool = True  # the place tells a program's exit code
+    stopped: tuple[int, ...] = (143,)  # what it may say of a program that was told to stop, and did with 143
     last_words: bool = True  # what is said after SIGTERM is still heard
+    other: str = ""  # what lines of events say that are not the program's
     executors: list[Executor] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -64,7 +66,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 
 @pytest.fixture
-def finished() -> Callable[[Executor, Attempt], Ended]:
+def finished(place: Place) -> Callable[[Executor, Attempt], Ended]:
     """`finished(executor, attempt)`: wait for its end, read its words, forget it."""
 
     def wait(executor: Executor, attempt: Attempt) -> Ended:
@@ -74,7 +76,9 @@ def finished() -> Callable[[Executor, Attempt], Ended]:
             time.sleep(0.05)
         executor.read(attempt)
         executor.forget(attempt)
-        return Ended(status, _text(attempt.events), _text(attempt.log))
+        lines = _text(attempt.events).splitlines(keepends=True)
+        own = [line for line in lines if not place.other or place.other not in line]
+        return Ended(status, "".join(own), _text(attempt.log))
 
     return wait
 

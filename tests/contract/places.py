@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ENGINE, code_of  # at once: later the engine's address is hidden
 
 from runner.executors import Attempt
 
@@ -70,6 +73,24 @@ def kubernetes(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
 
 
 @contextmanager
+def kubernetes_command(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
+    """A plain command of a cluster: what brings its inputs runs before it, what publishes its outputs after it."""
+    from k8s.cluster import engine
+    from k8s.fixtures import tagged
+
+    from runner.executors import Carried
+    from runner.executors.porter import BEGAN
+
+    orders = {"stage": "work", "inputs": {}, "code": [], "outputs": {}, "began": BEGAN, "provenance": {}}
+    carried = Carried(json.dumps(orders), "merge", code_of("merge"))
+    with kubernetes(request, folder) as place, tagged(engine(ENGINE), ["merge"]):
+        place.base = replace(place.base, carried=carried)
+        place.other = "inputs are there"
+        place.stopped = (143, -15)  # kubelets before 1.22 do not tell the code of an init container that they stop
+        yield place
+
+
+@contextmanager
 def azureml(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
     """A stand-in of Azure ML on this machine, whose jobs are processes."""
     from azureml.conftest import use
@@ -97,5 +118,6 @@ PLACES: dict[str, Callable[[pytest.FixtureRequest, Path], AbstractContextManager
     "process": process,
     "docker": docker,
     "kubernetes": kubernetes,
+    "kubernetes-command": kubernetes_command,
     "azureml": azureml,
 }

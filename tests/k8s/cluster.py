@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
-import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,46 +114,3 @@ def make_pause(client: Any) -> None:
 def bridge(client: Any) -> str:
     """The address at which pods of this machine's engine reach it."""
     return str(client.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"])
-
-
-class Gate:
-    """A port of this machine in front of the API's that can be shut."""
-
-    def __init__(self, port: int) -> None:
-        self.to = port
-        self.open: list[socket.socket] = []
-        self.shut = False
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.port = self.server.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        """End every connection; new ones are taken."""
-        for s in self.open:
-            with suppress(OSError):
-                s.shutdown(socket.SHUT_RDWR)
-            s.close()
-        self.open.clear()
-
-    def close(self) -> None:
-        self.shut = True
-        self.cut()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near = self.server.accept()[0]
-                if self.shut:
-                    near.close()
-                    continue
-                far = socket.create_connection(("127.0.0.1", self.to))
-                self.open += [near, far]
-                for a, b in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
-
-    @staticmethod
-    def _pump(a: socket.socket, b: socket.socket) -> None:
-        with suppress(OSError):
-            while data := a.recv(65536):
-                b.sendall(data)
-            b.shutdown(socket.SHUT_WR)

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ENGINE
-from k8s.cluster import IMAGE, Gate, Started, bridge, engine
+from k8s.cluster import IMAGE, Started, bridge, engine
 from microstages.errors import UserError
+from relay import Relay
 
 from runner.executors import Attempt, Status
 from runner.executors.kubernetes.api import Cluster, MissingError
@@ -155,11 +156,11 @@ def eventually() -> Callable[[Callable[[], Any]], Any]:
 
 
 @pytest.fixture
-def gate(cluster: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+def gate(cluster: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     """Lets this process reach the API through a port that can be shut."""
     if not cluster.port:
         pytest.skip("this cluster is not on this machine")
-    made = Gate(cluster.port)
+    made = Relay(cluster.port)
     config = cluster.config
     for entry in config["clusters"]:
         entry["cluster"]["server"] = f"https://127.0.0.1:{made.port}"
@@ -168,7 +169,6 @@ def gate(cluster: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("KUBECONFIG", str(file))
     yield made
     made.close()
-    made.server.close()
 
 
 class Asked:

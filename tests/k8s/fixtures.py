@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from conftest import ENGINE
-from k8s.cluster import OWN, Started, UnavailableError, start, stop
+from conftest import ENGINE, code_of
+from k8s.cluster import OWN, Started, UnavailableError, bridge, engine, start, stop
+from stores import servers
+from stores.fixtures import running
+from stores.servers import Store
 
+from runner.executors.engine import image_of
+from runner.executors.images import tag
 from runner.executors.kubernetes.api import Cluster
 
 
@@ -43,3 +50,26 @@ def namespace(cluster: Started) -> Iterator[Cluster]:
     os.environ.pop("KUBECONFIG")
     if before:
         os.environ["KUBECONFIG"] = before
+
+
+@pytest.fixture(scope="session")
+def pod_store(cluster: Started, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Azurite where pods reach it."""
+    if not cluster.port:
+        pytest.skip("pods of this cluster do not reach this machine")
+    host = bridge(engine(ENGINE))
+    yield from running(lambda folder: servers.azurite(folder, host), tmp_path_factory)
+
+
+@contextmanager
+def tagged(client: Any, stages: Iterable[str]) -> Iterator[None]:
+    """Stages' images under the names that a cluster looks for."""
+    made = []
+    for stage in stages:
+        name = f"microstages/{stage}", tag(code_of(stage), "cpu")
+        if not client.images(":".join(name)):
+            client.tag(image_of(client, stage, code_of(stage), "cpu").id, *name)
+            made.append(":".join(name))
+    yield
+    for image in made:
+        client.remove_image(image)

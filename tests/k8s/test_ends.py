@@ -108,7 +108,7 @@ def test_a_deleted_pod_is_followed_by_another(bench, eventually):
     bench.place.delete("pods", first)
     second = eventually(lambda: running.log().count("begun") == 2 and running.pod())["metadata"]["name"]
     assert second != first
-    assert f"{first} was taken away: somebody deleted it" in running.log()
+    eventually(lambda: f"{first} was taken away: somebody deleted it" in running.log())
     assert running.executor.poll(running.attempt).running
 
 

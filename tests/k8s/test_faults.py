@@ -178,9 +178,9 @@ def test_a_kubeconfig_that_is_none(monkeypatch, tmp_path, text):
 def test_an_api_that_is_away_for_a_while_changes_nothing(bench, gate, eventually):
     running = bench.begin("for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done; exit 70")
     eventually(lambda: "2" in running.log().split())
-    gate.close()
+    gate.down()
     time.sleep(3)
-    gate.shut = False
+    gate.up()
     ended = running.ended()
     assert (ended.code, ended.words) == (70, [str(i) for i in range(1, 9)])
 
@@ -190,12 +190,12 @@ def test_an_api_that_stays_away_leaves_the_job_to_the_next_runner(bench, gate, e
     script = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done; exit 70"
     running = bench.begin(script)
     eventually(lambda: "2" in running.log().split())
-    gate.close()
+    gate.down()
     ended = running.ended()
     assert ended.status.left and ended.code == 75
     assert "run again: what still runs in it is taken up" in ended.status.why.fix
     running.executor.forget(running.attempt, leave=True)
-    gate.shut = False
+    gate.up()
     again = KubernetesExecutor()
     assert again.find(running.attempt, running.token)
     running.executor = again

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.executors import Attempt
+from runner.executors import Attempt, Carried
 from runner.executors.kubernetes import manifests
 from runner.executors.kubernetes.manifests import Given
 from runner.executors.kubernetes.options import OPTIONS
@@ -54,6 +54,10 @@ CASES = {
     "nodes": (attempt(resources=Resources(8, 16, 1 << 40, nodes=4), retry=Retry(3)), {}),
     "never again": (attempt(retry=Retry(1, on=frozenset())), {}),
     "a name that is none": (attempt(stage="a_very-long_name" * 4), {}),
+    "a plain command": (
+        attempt(carried=Carried('{"outputs": "$(x)"}', "merge", "sha256:abc"), resources=Resources(1, 2, 64 << 20)),
+        EVERYTHING,
+    ),
 }  # fmt: skip
 
 
@@ -116,6 +120,39 @@ def test_several_nodes_find_each_other():
     assert pod["subdomain"] == name
     service = manifests.service(name, {}, {"metadata": {**job["metadata"], "uid": "1"}})
     assert service["spec"]["clusterIP"] == "None" and service["spec"]["selector"] == {"job-name": name}
+
+
+def test_a_plain_command_is_fetched_for_and_published_behind_the_same_walls():
+    """What opens stores is in the helpers alone; the helpers take no GPU, and memory enough for themselves."""
+    orders = Carried('{"a": "$(x)"}', "merge", "sha256:abc")
+    work = attempt(carried=orders, resources=Resources(gpus=1, cpus=2, memory=64 << 20))
+    known = [Secret("STORE_KEY", SECRET), Secret("STORE_FILE", SECRET, Path("/key")), Secret("MINE", SECRET)]
+    given = Given("image:1", {"STORE_REGION": "eu"}, known, [("THEIRS", "there", "key")], porter="merge:1",
+                  access=frozenset({"STORE_KEY", "STORE_FILE", "STORE_REGION"}))  # fmt: skip
+    spec = manifests.job(work, {}, given)["spec"]["template"]["spec"]
+    [fetch, stage], [publish] = spec["initContainers"], spec["containers"]
+    assert [c["name"] for c in (fetch, stage, publish)] == list(manifests.CONTAINERS)
+    assert [c["image"] for c in (fetch, stage, publish)] == ["merge:1", "image:1", "merge:1"]
+    assert fetch["args"] == publish["args"] == ['{"a": "$$(x)"}'] and "command" not in stage
+    assert [c["command"][-1] for c in (fetch, publish)] == ["fetch", "publish"]
+    assert fetch["securityContext"] == stage["securityContext"] == publish["securityContext"]
+    seen = [{e["name"] for e in c["env"]} for c in (fetch, stage, publish)]
+    assert seen[0] == seen[2] and {"STORE_KEY", "STORE_REGION", "MINE", "THEIRS"} <= seen[0]
+    assert {"MINE", "THEIRS"} <= seen[1] and not any(name.startswith("STORE") for name in seen[1])
+    mounts = [{m["mountPath"]: m for m in c["volumeMounts"]} for c in (fetch, stage)]
+    assert "/run/secrets/STORE_FILE" in mounts[0] and "/run/secrets/STORE_FILE" not in mounts[1]
+    assert mounts[1]["/cache"]["readOnly"] and "readOnly" not in mounts[0]["/cache"]
+    assert "readOnly" not in mounts[1]["/outputs"]
+    assert stage["resources"]["limits"] == {"cpu": "2000m", "memory": str(64 << 20), "nvidia.com/gpu": "1"}
+    assert fetch["resources"]["limits"] == publish["resources"]["limits"] == {"cpu": "2000m", "memory": str(512 << 20)}
+
+
+def test_the_program_of_a_folder_is_started_in_the_place_of_the_image_s_own():
+    from dataclasses import replace
+
+    work = replace(attempt(carried=Carried("{}", "merge", "x")), command=("sh", "/cache/code/run.sh"))
+    stage = manifests.job(work, {}, GIVEN)["spec"]["template"]["spec"]["initContainers"][1]
+    assert stage["command"] == ["sh", "/cache/code/run.sh"]
 
 
 def test_the_same_attempt_has_the_same_name_and_another_one_another():

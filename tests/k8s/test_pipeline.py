@@ -15,13 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENGINE, ROOT, STAGES, Engine, code_of
-from k8s.cluster import Started, bridge
-from stores import servers
-from stores.fixtures import running
+from conftest import ROOT, STAGES, Engine
+from k8s.fixtures import tagged
 from stores.servers import Store
 
-from runner.executors.images import tag
 from runner.executors.kubernetes.api import Cluster
 
 
@@ -50,53 +47,35 @@ def digests(stages: Mapping[str, Any]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def store(cluster: Started, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """Azurite where pods reach it."""
-    if not cluster.port:
-        pytest.skip("pods of this cluster do not reach this machine")
-    from k8s.cluster import engine
-
-    host = bridge(engine(ENGINE))
-    yield from running(lambda folder: servers.azurite(folder, host), tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
 def images(engine: Engine) -> Iterator[None]:
     """The stages' images under the names that a cluster looks for."""
-    made = []
-    for stage in STAGES:
-        name = f"microstages/{stage}", tag(code_of(stage), "cpu")
-        if not engine.client.images(":".join(name)):
-            engine.client.tag(f"microstages/{stage}:latest", *name)
-            made.append(":".join(name))
-    yield
-    for image in made:
-        engine.client.remove_image(image)
+    with tagged(engine.client, STAGES):
+        yield
 
 
 @pytest.fixture
-def project(images: None, namespace: Cluster, store: Store, tmp_path: Path) -> Project:  # noqa: ARG001
+def project(images: None, namespace: Cluster, pod_store: Store, tmp_path: Path) -> Project:  # noqa: ARG001
     folder = tmp_path / "project"
     folder.mkdir()
     shutil.copytree(ROOT / "examples", folder / "examples")
     text = (ROOT / "pipeline.yaml").read_text()
     target = f"targets:\n  cluster: {{type: kubernetes, namespace: {namespace.namespace}, pull_policy: Never}}\n"
     (folder / "pipeline.yaml").write_text(text + "\n" + target)
-    values = {**os.environ, **store.environment}
+    values = {**os.environ, **pod_store.environment}
     return Project(folder, {k: v for k, v in values.items() if not k.startswith("AWS_")})
 
 
-def test_the_same_bytes_as_processes(project, store, namespace):
+def test_the_same_bytes_as_processes(project, pod_store, namespace):
     here = project.up("--target", "process")
-    there = project.up("--target", "cluster", "--set", f"store={store.uri()}")
+    there = project.up("--target", "cluster", "--set", f"store={pod_store.uri()}")
     assert {s["status"] for s in there.values()} == {"done"}
     assert digests(there) == digests(here)
     assert {n: s["fingerprint"] for n, s in there.items()} == {n: s["fingerprint"] for n, s in here.items()}
     assert not namespace.listed("jobs", "app.kubernetes.io/managed-by=microstages")["items"]
 
 
-def test_a_killed_runner_is_followed_by_one_that_takes_up_what_runs(project, store, namespace):
-    uri = store.uri()
+def test_a_killed_runner_is_followed_by_one_that_takes_up_what_runs(project, pod_store, namespace):
+    uri = pod_store.uri()
     words = project.command("up", "--json", "--target", "cluster", "--set", f"store={uri}", "--only", "data")
     first = subprocess.Popen(words, cwd=project.folder, env=project.environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -110,7 +89,7 @@ def test_a_killed_runner_is_followed_by_one_that_takes_up_what_runs(project, sto
     assert found[0]["metadata"]["labels"]["microstages/attempt"] in stages["data"]["outputs"]["dataset"]["uri"]
 
 
-def test_stages_of_one_pipeline_run_in_different_places(project, store, namespace, engine):
+def test_stages_of_one_pipeline_run_in_different_places(project, pod_store, namespace, engine):
     """Data and answers in containers of this machine's engine, what trains and builds on the cluster."""
     project = replace(project, environment={**project.environment, "DOCKER_HOST": engine.address})
     here = project.up("--target", "process")
@@ -121,15 +100,15 @@ def test_stages_of_one_pipeline_run_in_different_places(project, store, namespac
         if line.strip() in ("adapter:", "merged:", "onnx:"):
             lines.append("    target: cluster")
     file.write_text("\n".join(["target: docker", *lines, ""]))
-    there = project.up("--set", f"store={store.uri()}")
+    there = project.up("--set", f"store={pod_store.uri()}")
     assert digests(there) == digests(here) and {s["status"] for s in there.values()} == {"done"}
     logs = [p for p in (project.folder / ".runner").rglob("*.log") if "[kubernetes] " in p.read_text()]
     assert {p.stem for p in logs} == {"adapter", "merged", "onnx"}
     assert not namespace.listed("jobs", "app.kubernetes.io/managed-by=microstages")["items"]
 
 
-def test_doctor_finds_the_cluster(project, store, namespace):
-    words = project.command("doctor", "--json", "--target", "cluster", "--set", f"store={store.uri()}")
+def test_doctor_finds_the_cluster(project, pod_store, namespace):
+    words = project.command("doctor", "--json", "--target", "cluster", "--set", f"store={pod_store.uri()}")
     done = subprocess.run(
         words, cwd=project.folder, env=project.environment, capture_output=True, text=True, check=False
     )

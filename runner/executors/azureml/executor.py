@@ -9,7 +9,6 @@ and the next run takes it up. Nothing is deleted: jobs stay in the workspace's h
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from runner.executors.azureml.verdict import BEGUN, ENDED, STATES, End, verdict
 from runner.executors.azureml.words import Lines, Log
 from runner.executors.images import name_of
 from runner.executors.secrets import Redactor
-from runner.executors.words import Reader
+from runner.executors.watched import Watched
 
 GONE = 120.0  # seconds that Azure may take to answer again
 ASKED = 20.0  # the same, while the scheduler waits
@@ -37,30 +36,23 @@ LATE = 15.0  # seconds after a job's end in which its last words may still come
 LET_GO = 10.0  # seconds that a thread may take to end
 
 
-@dataclass
-class _Job:
-    """A job under watch. `code` is set when it has ended; `woken` becomes readable then."""
+@dataclass(kw_only=True)
+class _Job(Watched):
+    """A job under watch."""
 
-    attempt: Attempt
     workspace: Workspace
     token: Token
     lines: Lines
-    reader: Reader
-    woken: int
-    wake: int
     request: tuple[str, dict[str, Any], dict[str, Any]] | None = None  # image, environment and job, if not submitted
-    code: int | None = None
-    why: UserError | None = None
-    left: bool = False
     state: str = ""
     said: str = ""  # the state that was told last
     asked: int = 0  # how often it was told to stop
     told: int = 0  # how often Azure ML was
     gone: bool = False  # nobody looks at it any more
     poke: threading.Event = field(default_factory=threading.Event)
-    thread: threading.Thread | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.rest = Rest(self.token, GONE, self._wait)
 
     def _wait(self, seconds: float) -> None:
@@ -125,13 +117,12 @@ class AzureMLExecutor:
         finally:
             rest.close()
         job = self._watch(attempt, workspace, None)
-        if state in ENDED and job.thread:
-            job.thread.join()
+        if state in ENDED:
+            job.join()
         return True
 
     def poll(self, attempt: Attempt) -> Status:
-        job = self._jobs[attempt.name]
-        return Status(job.code is None, job.code, job.why, job.left)
+        return self._jobs[attempt.name].status
 
     def wake(self, attempt: Attempt) -> int | None:
         return self._jobs[attempt.name].woken
@@ -145,6 +136,9 @@ class AzureMLExecutor:
             told = json.dumps({"event": "progress", "label": label}) + "\n"
         return told + job.reader.read()
 
+    def ran_in(self, attempt: Attempt) -> str:  # noqa: ARG002 - it says so itself
+        return ""
+
     def cancel(self, attempt: Attempt, now: bool = False) -> None:
         """Azure ML has one way to stop a job: its program gets SIGTERM and some seconds. `now`: nobody waits for it."""
         job = self._jobs[attempt.name]
@@ -157,10 +151,8 @@ class AzureMLExecutor:
             job.asked = 2
         job.gone = True
         job.poke.set()
-        if job.thread:
-            job.thread.join(LET_GO)
-        os.close(job.woken)
-        job.reader.close()
+        job.join(LET_GO)
+        job.close()
 
     # --- beside the caller ---
 
@@ -168,11 +160,10 @@ class AzureMLExecutor:
         self, attempt: Attempt, workspace: Workspace, request: tuple[str, dict[str, Any], dict[str, Any]] | None
     ) -> _Job:
         lines = Lines(attempt, Redactor(s.value for s in passed_on(attempt.remote)[0]))
-        woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        job = _Job(attempt, workspace, self._token(workspace), lines, Reader(attempt.events), woken, wake, request)
+        token = self._token(workspace)
+        job = _Job(attempt=attempt, workspace=workspace, token=token, lines=lines, request=request)
         self._jobs[attempt.name] = job
-        job.thread = threading.Thread(target=self._follow, args=(job,), daemon=True)
-        job.thread.start()
+        job.follow(self._follow)
         return job
 
     def _token(self, workspace: Workspace) -> Token:
@@ -202,8 +193,7 @@ class AzureMLExecutor:
         finally:
             job.lines.close()
             job.rest.close()
-            job.code, job.why = code, why
-            os.close(job.wake)
+            job.ended(code, why)
 
     def _submit(self, job: _Job) -> bool:
         """Make the environment and the job; what is there already is as good. False where it need not begin."""

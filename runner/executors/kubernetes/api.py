@@ -94,9 +94,9 @@ class Cluster:
         query.append(("timeoutSeconds", str(max(1, round(seconds)))))
         return self._open("GET", self._path(kind), f"watch {kind}", query)
 
-    def words(self, pod: str, follow: bool, since: str = "") -> Any:
-        """The stream of a pod's log, each line with its time before it; a urllib3 response, to be closed."""
-        query = [("timestamps", "true"), ("follow", str(follow).lower()), ("container", "stage")]
+    def words(self, pod: str, container: str, follow: bool, since: str = "") -> Any:
+        """The stream of a container's log, each line with its time before it; a urllib3 response, to be closed."""
+        query = [("timestamps", "true"), ("follow", str(follow).lower()), ("container", container)]
         if since:
             query.append(("sinceTime", since))
         return self._open("GET", f"{self._path('pods')}/{pod}/log", "read the logs of pods", query)

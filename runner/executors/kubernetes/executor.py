@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from microstages.errors import EXIT_BUG, EXIT_TEMPORARY, TemporaryError, UserError, from_os_error
@@ -27,28 +26,22 @@ from runner.executors.kubernetes.manifests import SECRETS, Given
 from runner.executors.kubernetes.watch import Watch
 from runner.executors.kubernetes.words import Words
 from runner.executors.secrets import Redactor, Secret
-from runner.executors.words import Reader
+from runner.executors.watched import Watched
+from runner.retry import Retry
+from runner.spec import Resources
 
 SETTINGS = ("MICROSTAGES_CACHE_SIZE", "MICROSTAGES_PATIENCE")
 PATIENCE = 60  # seconds
 GONE = 30.0  # seconds in which a Job that ended is deleted, if the cluster is away
 
 
-@dataclass
-class _Job:
-    """A Job under watch. `code` is set when it has ended; `woken` becomes readable then."""
+@dataclass(kw_only=True)
+class _Job(Watched):
+    """A Job under watch."""
 
-    attempt: Attempt
     cluster: Cluster
     name: str
     watch: Watch
-    reader: Reader
-    woken: int
-    wake: int
-    code: int | None = None
-    why: UserError | None = None
-    left: bool = False  # let go of: it is another runner's, or the cluster is away
-    thread: threading.Thread | None = None
 
 
 class KubernetesExecutor:
@@ -123,19 +116,21 @@ class KubernetesExecutor:
                 return False
         made = self._watch(self._as_submitted(attempt, job), cluster, name, hidden, resume=True)
         over = {c["type"] for c in job.get("status", {}).get("conditions") or [] if c["status"] == "True"}
-        if over & {"Complete", "Failed"} and made.thread:
-            made.thread.join(GONE)
+        if over & {"Complete", "Failed"}:
+            made.join(GONE)
         return True
 
     def poll(self, attempt: Attempt) -> Status:
-        job = self._jobs[attempt.name]
-        return Status(job.code is None, job.code, job.why, job.left)
+        return self._jobs[attempt.name].status
 
     def wake(self, attempt: Attempt) -> int | None:
         return self._jobs[attempt.name].woken
 
     def read(self, attempt: Attempt) -> str:
         return self._jobs[attempt.name].reader.read()
+
+    def ran_in(self, attempt: Attempt) -> str:  # noqa: ARG002 - it says so itself
+        return ""
 
     def cancel(self, attempt: Attempt, now: bool = False) -> None:
         job = self._jobs[attempt.name]
@@ -149,10 +144,8 @@ class KubernetesExecutor:
         job.left = job.left or leave
         if job.code is None:
             job.watch.stop()
-            if job.thread:
-                job.thread.join(GONE)
-        os.close(job.woken)
-        job.reader.close()
+            job.join(GONE)
+        job.close()
 
     # --- making ---
 
@@ -164,8 +157,13 @@ class KubernetesExecutor:
         taken = {s.name for s in own} | {name for name, _, _ in stored}
         found, plain = passed_on(attempt.remote)
         values = [*own, *(s for s in found if s.name not in taken)]
+        access = frozenset({*plain, *(s.name for s in found)} - taken)
         plain |= {name: os.environ[name] for name in SETTINGS if name in os.environ}
-        return Given(self._image(attempt), plain, values, stored)
+        given = Given(self._image(attempt), plain, values, stored, access=access)
+        if attempt.carried is None:
+            return given
+        porter = replace(attempt, uses=attempt.carried.uses, code=attempt.carried.code, image="", resources=Resources())
+        return replace(given, porter=self._image(porter))
 
     def _image(self, attempt: Attempt) -> str:
         """The image, by its digest where its registry tells it."""
@@ -187,10 +185,6 @@ class KubernetesExecutor:
     @staticmethod
     def _as_submitted(attempt: Attempt, job: Object) -> Attempt:
         """What a Job itself says of the attempt that it is, where a runner knows only its name."""
-        from dataclasses import replace
-
-        from runner.retry import Retry
-
         spec = job["spec"]
         rules = (spec.get("podFailurePolicy") or {}).get("rules") or []
         codes = next((r["onExitCodes"]["values"] for r in rules if r["action"] == "FailJob"), None)
@@ -208,11 +202,9 @@ class KubernetesExecutor:
         except OSError as error:
             raise from_os_error(error, attempt.log) or UserError(str(error), where=attempt.log) from None
         watch = Watch(attempt, cluster, name, words, float(self.options.get("patience", PATIENCE)))
-        woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        job = _Job(attempt, cluster, name, watch, Reader(attempt.events), woken, wake)
+        job = _Job(attempt=attempt, cluster=cluster, name=name, watch=watch)
         self._jobs[attempt.name] = job
-        job.thread = threading.Thread(target=self._follow, args=(job,), daemon=True)
-        job.thread.start()
+        job.follow(self._follow)
         return job
 
     def _follow(self, job: _Job) -> None:
@@ -239,8 +231,7 @@ class KubernetesExecutor:
             if not job.left:
                 job.watch.words.drop()
                 self._delete(job)
-            job.code, job.why = code, why
-            os.close(job.wake)
+            job.ended(code, why)
 
     @staticmethod
     def _delete(job: _Job) -> None:

@@ -24,10 +24,11 @@ Object = dict[str, Any]
 OWN = "microstages"
 ATTEMPT, STAGE, SECRETS = "microstages/attempt", "microstages/stage", "microstages/secrets"
 MANAGED = "app.kubernetes.io/managed-by"
-CONTAINER = "stage"
+CONTAINERS = FETCH, STAGE_ITSELF, PUBLISH = ("fetch", "stage", "publish")  # in the order in which they run
 USER = 10001
+HELPER = 512 << 20  # bytes of memory that fetching and publishing may take
 GPU, TTL = "nvidia.com/gpu", 86400
-CACHE, PORT = "/cache", 29500
+CACHE, OUTPUTS, PORT = "/cache", "/outputs", 29500
 HOME = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/.cache", "MICROSTAGES_CACHE": CACHE}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -41,13 +42,16 @@ class Given:
     """What an attempt is given beside its arguments: the image, plain variables, and names of secrets.
 
     `secrets` are those of the caller, which lie in a Secret of the Job, or in the one that `kept` names; `stored` those
-    of the target that lie in the cluster: (variable, Secret, key)."""
+    of the target that lie in the cluster: (variable, Secret, key). `access` names those that open stores, which a plain
+    command does not see; `porter` is the image of what fetches and publishes for it."""
 
     image: str
     plain: Mapping[str, str]
     secrets: Sequence[Secret] = ()
     stored: Sequence[tuple[str, str, str]] = ()
     kept: str = ""
+    access: frozenset[str] = frozenset()
+    porter: str = ""
 
 
 def job_name(stage: str, attempt: str) -> str:
@@ -113,22 +117,7 @@ def pod(attempt: Attempt, options: Mapping[str, Any], given: Given, name: str) -
     """The pod of a Job of that name."""
     user = int(options.get("user", USER))
     volumes, mounts = _volumes(attempt, options, given, name)
-    container: Object = {
-        "name": CONTAINER,
-        "image": given.image,
-        "imagePullPolicy": options.get("pull_policy") or "IfNotPresent",
-        "args": as_is(attempt.arguments),
-        "env": environment(attempt, given, name),
-        "resources": _resources(attempt, options),
-        "securityContext": {
-            "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "privileged": False,
-            "readOnlyRootFilesystem": True,
-        },
-        "terminationMessagePolicy": "File",
-        "volumeMounts": mounts,
-    }  # fmt: skip
-    if not attempt.uses:  # a program that the image has beside its own
-        container["command"] = as_is(attempt.command)
+    container = _container(attempt, options, given, name, mounts)
     spec: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": bool(options.get("token", False)),
@@ -142,6 +131,9 @@ def pod(attempt: Attempt, options: Mapping[str, Any], given: Given, name: str) -
         "containers": [container],
         "volumes": volumes,
     }  # fmt: skip
+    if attempt.carried:  # one after the other: what it reads is fetched, it runs, what it wrote is published
+        first, last = (_helper(container, word, attempt.carried.orders, given) for word in (FETCH, PUBLISH))
+        spec |= {"initContainers": [first, _plain(container, given)], "containers": [last]}
     if attempt.resources.nodes > 1:
         spec["subdomain"] = name
     for option, key in AS_THEY_ARE.items():
@@ -150,6 +142,57 @@ def pod(attempt: Attempt, options: Mapping[str, Any], given: Given, name: str) -
     if options.get("pull_secrets"):
         spec["imagePullSecrets"] = [{"name": n} for n in options["pull_secrets"]]
     return spec
+
+
+def _container(
+    attempt: Attempt, options: Mapping[str, Any], given: Given, name: str, mounts: list[Object]
+) -> Object:  # fmt: skip
+    """The container of the stage itself."""
+    container: Object = {
+        "name": STAGE_ITSELF,
+        "image": given.image,
+        "imagePullPolicy": options.get("pull_policy") or "IfNotPresent",
+        "args": as_is(attempt.arguments),
+        "env": environment(attempt, given, name),
+        "resources": _resources(attempt, options),
+        "securityContext": {
+            "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "privileged": False,
+            "readOnlyRootFilesystem": True,
+        },
+        "terminationMessagePolicy": "File",
+        "volumeMounts": mounts,
+    }  # fmt: skip
+    if attempt.command and (attempt.carried or not attempt.uses):  # a program that the image has beside its own
+        container["command"] = as_is(attempt.command)
+    return container
+
+
+def _plain(stage: Object, given: Given) -> Object:
+    """The container of a plain command. It sees what was fetched, and a place to write; it does not see the stores."""
+    mounts: list[Object] = [
+        {**m, "readOnly": True} if m["mountPath"] == CACHE else m
+        for m in stage["volumeMounts"]
+        if m.get("subPath") not in given.access
+    ]
+    mounts.append({"name": "cache", "mountPath": OUTPUTS, "subPath": OUTPUTS.strip("/")})
+    env = [e for e in stage["env"] if e["name"] not in (*given.access, "MICROSTAGES_CACHE")]
+    return {**stage, "env": env, "volumeMounts": mounts}
+
+
+def _helper(stage: Object, word: str, orders: str, given: Given) -> Object:
+    """What runs before a plain command, or after it, behind the same walls. It takes no more than the command, but the
+    memory that it needs itself."""
+    amounts = {k: v for k, v in stage["resources"].get("limits", {}).items() if k in ("cpu", "memory")}
+    if "memory" in amounts:
+        amounts["memory"] = str(max(HELPER, int(amounts["memory"])))
+    return {
+        **stage,
+        "name": word,
+        "image": given.porter,
+        "command": ["python3", "-m", "microstages.porter", word],
+        "args": as_is([orders]),
+        "resources": {"requests": dict(amounts), "limits": amounts} if amounts else {},
+    }
 
 
 def environment(attempt: Attempt, given: Given, name: str) -> list[Object]:

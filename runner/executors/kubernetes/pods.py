@@ -10,7 +10,7 @@ from typing import Any
 from microstages.errors import EXIT_TEMPORARY, EXIT_USER, TemporaryError, UserError
 
 from runner.executors import Attempt
-from runner.executors.kubernetes.manifests import INDEX
+from runner.executors.kubernetes.manifests import CONTAINERS, INDEX
 from runner.executors.verdict import verdict
 
 Object = Mapping[str, Any]
@@ -51,19 +51,45 @@ def index(pod: Object) -> int:
     return int(notes.get(INDEX, 0))
 
 
+def containers(pod: Object) -> list[tuple[Object, Object]]:
+    """The containers that are ours with their states, in the order in which they run one after the other."""
+    out = []
+    for kind, statuses in (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses")):
+        found = pod.get("status", {}).get(statuses) or []
+        states = {s.get("name"): s.get("state") or {} for s in found}
+        out += [(c, states.get(c.get("name"), {})) for c in pod["spec"].get(kind) or [] if c.get("name") in CONTAINERS]
+    return out
+
+
+def current(pod: Object) -> tuple[Object, Object]:
+    """The container whose turn it is, and its state; after the end of all that which ended last."""
+    ours = containers(pod)
+    return next((c for c in ours if c[1].get("terminated", {}).get("exitCode") != 0), ours[-1])
+
+
 def state(pod: Object) -> Object:
-    """The state of the stage's container: one of waiting, running, terminated; empty where there is none yet."""
-    found = pod.get("status", {}).get("containerStatuses") or [{}]
-    return dict(found[0].get("state") or {})
+    """The state of the container whose turn it is: one of waiting, running, terminated; empty where there is none
+    yet."""
+    return current(pod)[1]
+
+
+def begun(pod: Object) -> dict[str, bool]:
+    """The containers that have a log, and whether they have ended."""
+    return {str(c["name"]): "terminated" in s for c, s in containers(pod) if {"running", "terminated"} & set(s)}
 
 
 def said(pod: Object) -> bool:
-    """Whether its container has begun, so that it has a log."""
+    """Whether the container whose turn it is has begun."""
     return bool({"running", "terminated"} & set(state(pod)))
 
 
 def ended(pod: Object) -> bool:
     return "terminated" in state(pod) or pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def clear(pod: Object) -> bool:
+    """Whether it says how its container ended. One that is deleted may be called failed before its program has ended."""
+    return "terminated" in state(pod) and not taken(pod)
 
 
 def deleted(pod: Object) -> bool:
@@ -107,7 +133,7 @@ def stuck(attempt: Attempt, pod: Object, seconds: float, detail: str) -> UserErr
     was said of it."""
     waiting = state(pod).get("waiting") or {}
     reason, message = str(waiting.get("reason", "")), detail or str(waiting.get("message", ""))
-    image = pod["spec"]["containers"][0]["image"]
+    image = current(pod)[0]["image"]
     if reason == "InvalidImageName":
         fix = "check `images` and `registry` of the target"
         return UserError(f"{image!r} is no name of an image", where=attempt.stage, fix=fix)
@@ -141,7 +167,10 @@ def hopeless(pod: Object, message: str, nodes: Iterable[Object] | None) -> bool:
     if nodes is None:
         return "Insufficient" not in message and "Too many pods" not in message
     spec = pod["spec"]
-    wanted = spec["containers"][0].get("resources", {}).get("requests") or {}
+    wanted: dict[str, str] = {}
+    for container, _ in containers(pod):  # one after the other: the most of each counts
+        for name, amount in (container.get("resources", {}).get("requests") or {}).items():
+            wanted[name] = max(wanted.get(name, "0"), amount, key=quantity)
     selector = spec.get("nodeSelector") or {}
     if "persistentvolumeclaim" in message.lower():
         return True

@@ -1,4 +1,5 @@
-"""Which digest a tag has in its registry now: what is run is then what is known, whatever the tag says later.
+"""What a registry knows of an image: which digest its tag has now, so that what is run is what is known, whatever the
+tag says later; and its labels, where no engine of this machine has it.
 
 The registry's HTTP API v2, with the credentials of `docker login` where they lie in ~/.docker/config.json itself.
 """
@@ -6,12 +7,15 @@ The registry's HTTP API v2, with the credentials of `docker login` where they li
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urljoin
 
 from microstages.errors import UserError
 
@@ -38,10 +42,7 @@ def pinned(image: str) -> str:
     if "@" in image or not host:
         return image
     name, tag = _split(image.removeprefix(f"{host}/"))
-    api = HUB_HOST if host == HUB else host
-    scheme = "http" if re.match(r"(localhost|127\.)", host) else "https"
-    path = f"{'library/' if host == HUB and '/' not in name else ''}{name}"
-    response = _ask(f"{scheme}://{api}/v2/{path}/manifests/{tag}", _credentials(host))
+    response = _ask("HEAD", f"{_repository(host, name)}/manifests/{tag}", _credentials(host))
     digest = response.headers.get("Docker-Content-Digest", "")
     if response.status == 404:
         fix = "push it (docs/images.md), or name another with `images` of the target"
@@ -51,15 +52,66 @@ def pinned(image: str) -> str:
     return f"{host}/{name}@{digest}"
 
 
+@dataclass(frozen=True)
+class Described:
+    """An image in its registry: its name by digest, its id as an engine has it, its labels."""
+
+    name: str
+    id: str
+    labels: Mapping[str, str]
+
+
+def described(image: str) -> Described:
+    """What its registry says of an image. Raises UserError where it says nothing."""
+    host = host_of(image)
+    name, tag = _split(image.removeprefix(f"{host}/"))
+    place = _repository(host, name)
+    digest, found = _document(f"{place}/manifests/{tag}", host, image)
+    manifest = found
+    if "manifests" in found:  # for several kinds of machines; the labels are the same
+        ours = {"os": "linux", "architecture": "amd64"}
+        entries = sorted(found["manifests"], key=lambda e: {k: e.get("platform", {}).get(k) for k in ours} != ours)
+        _, manifest = _document(f"{place}/manifests/{entries[0]['digest']}", host, image)
+    id, config = _document(f"{place}/blobs/{manifest['config']['digest']}", host, image)
+    return Described(f"{host}/{name}@{digest}", id, (config.get("config") or {}).get("Labels") or {})
+
+
+def _document(uri: str, host: str, image: str) -> tuple[str, Any]:
+    """A JSON document of a registry, and its digest."""
+    response = _ask("GET", uri, _credentials(host))
+    if response.status in (301, 302, 303, 307, 308):  # where it lies; the credentials are not for there
+        response = _request("GET", urljoin(uri, response.headers["Location"]), {})
+    if response.status == 404:
+        raise UserError(f"the registry has no image {image}", fix="push it, or correct its name")
+    digest = f"sha256:{hashlib.sha256(response.data).hexdigest()}"
+    try:
+        if response.status == 200 and (":" not in uri.rpartition("/")[2] or uri.endswith(digest)):
+            return digest, json.loads(response.data)
+    except ValueError:
+        pass
+    fix = "docker login, if it wants to know who asks"
+    raise UserError(f"the registry {host} does not describe {image} (HTTP {response.status})", fix=fix)
+
+
+def _repository(host: str, name: str) -> str:
+    """The address of an image's repository in the API."""
+    api = HUB_HOST if host == HUB else host
+    scheme = "http" if re.match(r"(localhost|127\.)", host) else "https"
+    return f"{scheme}://{api}/v2/{'library/' if host == HUB and '/' not in name else ''}{name}"
+
+
 def _split(rest: str) -> tuple[str, str]:
+    name, at, digest = rest.partition("@")
+    if at:
+        return name.partition(":")[0], digest
     name, colon, tag = rest.rpartition(":")
     return (name, tag) if colon else (rest, "latest")
 
 
-def _ask(uri: str, credentials: str) -> Any:
-    """A HEAD of a manifest, with a token where the registry wants one."""
+def _ask(method: str, uri: str, credentials: str) -> Any:
+    """A manifest or a part of an image, with a token where the registry wants one."""
     headers = {"Accept": ", ".join(TYPES)}
-    first = _request("HEAD", uri, headers | ({"Authorization": f"Basic {credentials}"} if credentials else {}))
+    first = _request(method, uri, headers | ({"Authorization": f"Basic {credentials}"} if credentials else {}))
     challenge = first.headers.get("WWW-Authenticate", "")
     if first.status != 401 or not challenge.lower().startswith("bearer "):
         return first
@@ -72,7 +124,7 @@ def _ask(uri: str, credentials: str) -> Any:
         token = found.get("token") or found["access_token"]
     except (ValueError, KeyError, AttributeError):
         return first
-    return _request("HEAD", uri, headers | {"Authorization": f"Bearer {token}"})
+    return _request(method, uri, headers | {"Authorization": f"Bearer {token}"})
 
 
 def _request(method: str, uri: str, headers: dict[str, str]) -> Any:

@@ -128,8 +128,8 @@ class Watch:
         if uid not in self.pods:
             self._asked_nodes = False
         self.pods[uid] = pod
-        if pods.said(pod):
-            self.words.carry(pods.name(pod), uid, pods.index(pod), pods.ended(pod))
+        for container, ended in pods.begun(pod).items():
+            self.words.carry(pods.name(pod), uid, container, pods.index(pod), ended or pods.ended(pod))
 
     def _is_pending(self) -> bool:
         live = [p for u, p in self.pods.items() if u not in self.gone and not pods.ended(p)]
@@ -137,23 +137,27 @@ class Watch:
 
     def _decide(self, job: Object | None) -> End | None:
         for uid, pod in self.pods.items():
-            if uid not in self._judged and (pods.ended(pod) or uid in self.gone):
+            if uid not in self._judged and self._over_with(uid, pod):
                 self._judged.add(uid)
                 if end := self._judge(pod):
                     return end
+        alive = any(not self._over_with(u, p) for u, p in self.pods.items())
         if job is None:
-            if any(u not in self.gone and not pods.ended(p) for u, p in self.pods.items()) and self.told < 2:
+            if alive and self.told < 2:
                 return None  # they still have their grace
-            return self._last if self.told and self._last else End(-9 if self.told > 1 else -15 if self.told else LOST)
+            return self._last if self.told and self._last else self._unseen()
         conditions = {c["type"]: c for c in job.get("status", {}).get("conditions") or [] if c["status"] == "True"}
         if "Complete" in conditions:
             return End(EXIT_OK)
         if "Failed" in conditions:
             self._over = self._over or time.monotonic()
-            alive = any(u not in self.gone and not pods.ended(p) for u, p in self.pods.items())
             if not alive or time.monotonic() - self._over > self.attempt.grace + 30:
                 return self._failed(conditions["Failed"])
         return None
+
+    def _over_with(self, uid: str, pod: Object) -> bool:
+        """Whether nothing more is to be expected of a pod. One that was told to stop may yet say how it did."""
+        return uid in self.gone or (pods.clear(pod) if self.told else pods.ended(pod))
 
     def _judge(self, pod: Object) -> End | None:
         """What the end of a pod means for the attempt; None where another one follows."""
@@ -166,7 +170,7 @@ class Watch:
             self._succeeded.add(pods.index(pod))
             return end if len(self._succeeded) >= self.attempt.resources.nodes else None
         if self.told:
-            return end
+            return end if pods.clear(pod) else None
         if pods.taken(pod) or (pods.deleted(pod) and end.why is None):
             self._last = end if pods.taken(pod) else None
             self.words.tell(f"the pod {pods.name(pod)} was taken away: {pods.taken(pod) or 'somebody deleted it'}")
@@ -184,7 +188,11 @@ class Watch:
         reason = condition.get("reason", "")
         if reason == "DeadlineExceeded":
             return End(EXIT_USER, LateError(self.attempt.timeout or 0))
-        return self._last or (self._fails[-1] if self._fails else End(LOST))
+        return self._last or (self._fails[-1] if self._fails else self._unseen())
+
+    def _unseen(self) -> End:
+        """How it ended, where no pod says it."""
+        return End(-9 if self.told > 1 else -15 if self.told else LOST)
 
     # --- before a pod runs ---
 

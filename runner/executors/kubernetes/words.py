@@ -53,11 +53,12 @@ class Position:
 
 
 @dataclass
-class _Pod:
-    """A pod whose words are carried."""
+class _Container:
+    """A container of a pod whose words are carried."""
 
+    pod: str
     name: str
-    uid: str
+    key: str
     index: int
     position: Position
     ended: bool = False
@@ -73,7 +74,7 @@ class Words:
         self.fault: UserError | None = None
         self.stopped = False
         self._lock = threading.Lock()
-        self._pods: dict[str, _Pod] = {}
+        self._containers: dict[str, _Container] = {}
         self._kept = attempt.log.with_name(f"{attempt.log.name}.position")
         self._told: set[str] = set()
         self._known: dict[str, dict[int, int]] = {}
@@ -95,36 +96,38 @@ class Words:
         line = f"[kubernetes] {' '.join(text.split())}\n"
         self._write([(self._log, self.redact.clean(line.encode()))])
 
-    def carry(self, name: str, uid: str, index: int, ended: bool) -> None:
-        """Carry a pod's words from now on, after those of earlier pods of this index. `ended`: there are no more."""
-        pod = self._pods.get(uid)
-        if pod is None:
-            before = [p.thread for p in self._pods.values() if p.index == index]
-            pod = self._pods[uid] = _Pod(name, uid, index, Position(self._known.get(uid, {})))
-            pod.thread = threading.Thread(target=self._follow, args=(pod, before), daemon=True)
-            pod.ended = ended
-            pod.thread.start()
-        pod.ended = pod.ended or ended
+    def carry(self, pod: str, uid: str, name: str, index: int, ended: bool) -> None:
+        """Carry a container's words from now on, after those of earlier ones of this index. `ended`: there are no
+        more."""
+        key = f"{uid}/{name}"
+        c = self._containers.get(key)
+        if c is None:
+            before = [c.thread for c in self._containers.values() if c.index == index]
+            c = self._containers[key] = _Container(pod, name, key, index, Position(self._known.get(key, {})))
+            c.thread = threading.Thread(target=self._follow, args=(c, before), daemon=True)
+            c.ended = ended
+            c.thread.start()
+        c.ended = c.ended or ended
 
     def finish(self) -> None:
         """Wait for the words of what has ended."""
         end = time.monotonic() + DRAINED
-        for pod in self._pods.values():
-            pod.ended = True
-            if pod.thread:
-                pod.thread.join(max(0.0, end - time.monotonic()))
-                if pod.thread.is_alive():
+        for c in self._containers.values():
+            c.ended = True
+            if c.thread:
+                c.thread.join(max(0.0, end - time.monotonic()))
+                if c.thread.is_alive():
                     self.tell("the end of its log did not come")
 
     def stop(self) -> None:
         """Read no more, and keep how far it came."""
         self.stopped = True
-        for pod in self._pods.values():
-            if pod.response is not None:
-                interrupt(pod.response)
-        for pod in self._pods.values():
-            if pod.thread and pod.thread is not threading.current_thread():
-                pod.thread.join(5)
+        for c in self._containers.values():
+            if c.response is not None:
+                interrupt(c.response)
+        for c in self._containers.values():
+            if c.thread and c.thread is not threading.current_thread():
+                c.thread.join(5)
         with self._lock:
             self._save(now=True)
             for file in {self._log, self._events}:
@@ -138,24 +141,24 @@ class Words:
 
     # --- reading ---
 
-    def _follow(self, pod: _Pod, before: list[threading.Thread | None]) -> None:
+    def _follow(self, c: _Container, before: list[threading.Thread | None]) -> None:
         for thread in before:
             if thread:
                 thread.join()
         try:
-            while not self.stopped and not self._read(pod):
+            while not self.stopped and not self._read(c):
                 time.sleep(PAUSE)
         except UserError as error:
             self.fault = error
         except OSError as error:
             self.fault = from_os_error(error, self.attempt.log) or UserError(str(error), where=self.attempt.log)
 
-    def _read(self, pod: _Pod) -> bool:
-        """Read a pod's log until the stream ends; whether that was all of it."""
-        last = pod.ended  # from here on nothing is added to it
-        since, known = pod.position.again
+    def _read(self, c: _Container) -> bool:
+        """Read a container's log until the stream ends; whether that was all of it."""
+        last = c.ended  # from here on nothing is added to it
+        since, known = c.position.again
         try:
-            pod.response = self.cluster.words(pod.name, follow=not last, since=since)
+            c.response = self.cluster.words(c.pod, c.name, follow=not last, since=since)
         except MissingError:
             return True
         except TemporaryError:
@@ -163,17 +166,17 @@ class Words:
         except UserError:  # it has not begun, or its node does not answer
             return last
         try:
-            for batch in batches(pod.response):
-                known = self._take(pod, batch, known, last)
+            for batch in batches(c.response):
+                known = self._take(c, batch, known, last)
                 if self.stopped:
                     return True
         except TemporaryError:
             return False
         finally:
-            pod.response.close()
+            c.response.close()
         return last
 
-    def _take(self, pod: _Pod, batch: list[bytes], known: int, last: bool) -> int:
+    def _take(self, c: _Container, batch: list[bytes], known: int, last: bool) -> int:
         """Write the lines that are new; how many are still known."""
         out: list[tuple[Any, bytes]] = []
         seconds: list[int] = []
@@ -186,14 +189,14 @@ class Words:
                 continue
             seconds.append(self._second(found))
             text = self.redact.clean(_whole(line[found.end() :]))
-            out.append(self._placed(pod, text if text.endswith(b"\n") else text + b"\n"))
-        self._write(out, pod.position, seconds)
+            out.append(self._placed(c, text if text.endswith(b"\n") else text + b"\n"))
+        self._write(out, c.position, seconds)
         return known
 
-    def _placed(self, pod: _Pod, line: bytes) -> tuple[Any, bytes]:
+    def _placed(self, c: _Container, line: bytes) -> tuple[Any, bytes]:
         """The file that a line belongs to."""
-        if pod.index:
-            return self._log, f"[node {pod.index}] ".encode() + line
+        if c.index:
+            return self._log, f"[node {c.index}] ".encode() + line
         if line.startswith(b"{") and b'"event"' in line:
             with suppress(ValueError):
                 value = json.loads(line)
@@ -234,9 +237,9 @@ class Words:
             return
         self._saved = time.monotonic()
         with suppress(OSError, ValueError):
-            counts = {p.uid: dict(p.position.counts) for p in self._pods.values()}
+            counts = {c.key: dict(c.position.counts) for c in self._containers.values()}
             value = {"log": self._log.tell(), "events": self._events.tell(), "told": sorted(self._told),
-                     "pods": {**self._known, **counts}}  # fmt: skip
+                     "containers": {**self._known, **counts}}  # fmt: skip
             beside = self._kept.with_name(f".{self._kept.name}")
             beside.write_text(json.dumps(value))
             os.replace(beside, self._kept)
@@ -251,7 +254,7 @@ class Words:
                 if file.stat().st_size > size:
                     os.truncate(file, size)
         self._told = set(value.get("told", []))
-        self._known = {u: {int(k): n for k, n in c.items()} for u, c in value.get("pods", {}).items()}
+        self._known = {u: {int(k): n for k, n in c.items()} for u, c in value.get("containers", {}).items()}
 
 
 def _whole(line: bytes) -> bytes:

@@ -21,6 +21,7 @@ from microstages.tokens import ModelText
 from microstages_prepare_data import report as reporting
 from microstages_prepare_data.encode import SPLITS, Encoded, Encoder
 from microstages_prepare_data.formats import sniff
+from microstages_prepare_data.hidden import hidden_token
 from microstages_prepare_data.plan import Plan, plan
 from microstages_prepare_data.selection import Files, Part, named, parts, selected, splits
 from microstages_prepare_data.sequences import Stream, choose, shortage
@@ -107,6 +108,10 @@ def prepare(
         spool.remove()
     scratch.rmdir()
     value = reporting.summary(plan_, tally, tallies, written, paths)
+    hidden = {}
+    if (token := hidden_token(plan_, output.path, SPLITS, value["notes"])) is not None:
+        hidden = {"hidden_token_id": token}
+        value |= hidden  # in a file too: the digest of the data set, and so what is trained with it, is another
     (output.path / "report.json").write_text(
         json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n"
     )
@@ -115,7 +120,7 @@ def prepare(
         run.log(line)
     for warning in value["warnings"][len(plan_.warnings) :]:
         run.warn(warning)
-    output.metadata.update(_metadata(plan_, written))
+    output.metadata.update({**_metadata(plan_, written), **hidden})
     seconds = time.monotonic() - began
     tokens = sum(w.tokens for w in written.values())
     output.metrics.update(

@@ -4,6 +4,9 @@ It is chosen by measuring: two short examples, flat in one row, must give the sa
 not (state-space layers, chunked attention, sinks) examples go as padded rows instead, which is right for every model
 and slower. Likewise the output layer is called on its own, in chunks and only at trained positions, where that gives
 the model's own logits (models that scale or cap them: whole forward).
+
+Where the data set hides a token (`hidden_token_id`), examples go as padded rows too, with transformers' own mask: true
+where a token is seen. Position ids count hidden tokens, as transformers' Trainer does.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class Model:
     flat: bool = True  # examples go flat, else as padded rows
     head_alone: bool = True  # the output layer on its own gives the model's logits
     sharded: bool = False  # all processes make the same number of passes
+    hidden: int | None = None  # a token that attention never sees, so that examples go as padded rows
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -130,7 +134,8 @@ class Model:
                 mine = owner == example
                 rows.append(batch.rows[mine] - starts[example] + i * longest)
                 targets.append(batch.targets[mine])
-            inputs = {"input_ids": self._to(ids), "attention_mask": self._to(real.astype(np.int64))}
+            seen = real if self.hidden is None else real & (ids != self.hidden)
+            inputs = {"input_ids": self._to(ids), "attention_mask": self._to(seen.astype(np.int64))}
             yield inputs, self._to(np.concatenate(rows)), self._to(np.concatenate(targets))
 
     def _to(self, array: Any) -> torch.Tensor:
@@ -159,9 +164,11 @@ class Model:
             allowed = (1e-4 if self.precision == "fp32" else 0.05) * float(alone.abs().max())
             self.head_alone = _near(self._head_only(), alone, allowed)
             before = self.causal.config._attn_implementation
-            self.flat = not agree(not (self._may_be_flat(longest) and self._is_flat_right(alone, allowed)))
+            may = self.hidden is None and self._may_be_flat(longest)
+            self.flat = not agree(not (may and self._is_flat_right(alone, allowed)))
         if not self.flat:
             self.causal.set_attn_implementation(before)
+        if not self.flat and self.hidden is None:
             self.notes.append("this model does not take examples one after another: they go as padded rows, slower")
 
     def _probe(self, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

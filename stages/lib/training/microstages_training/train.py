@@ -268,7 +268,7 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
         quantized.begin_by_loftq(peft, Path(job.base_model), settings.rank)
     if settings.init == "loftq":
         facts["quantization"]["loftq"] = True
-    model = Model(causal, peft, device, precision, sharded=shared)
+    model = Model(causal, peft, device, precision, sharded=shared, hidden=job.dataset_metadata.get("hidden_token_id"))
     if shared:
         sharding.shard(causal, team, device)
     threads = set_threads(settings.threads, free, before.get("threads", 0))
