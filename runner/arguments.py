@@ -26,6 +26,19 @@ class Parser(argparse.ArgumentParser):
 
     commands: Sequence[str] = ()
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """`-p FILE` means the pipeline file where it is a word, too; a folder means its pipeline.yaml."""
+        found = super().parse_args(args, namespace)
+        if given := vars(found).pop("given", None):
+            if found.pipeline not in (Path(DEFAULT), given):
+                raise UserError(f"two pipelines are given: {found.pipeline} and {given}", fix="leave one of them out")
+            found.pipeline = given
+        for name in ("pipeline", "project"):
+            file = getattr(found, name, None)
+            if file is not None and (file / DEFAULT).is_file():
+                setattr(found, name, file / DEFAULT)
+        return found
+
     def error(self, message: str) -> NoReturn:
         known = [*self.commands, *(w for words, _ in OPTIONS.values() for w in words), "--set", "--format", *FORMS]
         wrong = re.search(r"unrecognized arguments: (-\S+)|invalid choice: '(\S+)'", message)
@@ -89,6 +102,9 @@ OPTIONS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
                                   "help": "a config of Olive that its pipeline is made of"}),
     "model": (("--model",), {"default": "", "metavar": "URI", "help": "the base model (default: the small example)"}),
     "data": (("--data",), {"default": "", "metavar": "FILE", "help": "the data, copied (default: the small example)"}),
+    "prompt": (("--prompt",), {"default": "", "metavar": "COLUMN", "help": "the data's column that is the prompt"}),
+    "answer": (("--answer",), {"default": "", "metavar": "COLUMN", "help": "the data's column that is the answer"}),
+    "replace": (("--replace",), {"action": "store_true", "help": "put it in the place of the artifact that lies there"}),
     "all": (("--all",), {"action": "store_true", "help": "every result in the store"}),
 }  # fmt: skip
 
@@ -124,9 +140,10 @@ def parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
         for word, rest in words.items():
             one.add_argument(word, **rest)
         own = not reads_pipeline(words)
-        if "pipeline" not in words and not own:
-            one.add_argument("--pipeline", "-p", type=Path, default=Path(DEFAULT), metavar="FILE",
-                             help=f"pipeline file (default: {DEFAULT})")  # fmt: skip
+        if not own:
+            twice = {"dest": "given", "default": None, "help": "the same"} if "pipeline" in words else {}
+            one.add_argument("--pipeline", "-p", **{"type": Path, "default": Path(DEFAULT), "metavar": "FILE",
+                             "help": f"pipeline file, or its folder (default: {DEFAULT})", **twice})  # fmt: skip
         if not own:
             one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                              help="put a value in place of the file's, such as params.method=train-qlora")  # fmt: skip
@@ -138,7 +155,7 @@ def parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
 
 _PIPELINE: dict[str, dict[str, Any]] = {
     "pipeline": {"nargs": "?", "type": Path, "default": Path(DEFAULT), "metavar": "PIPELINE",
-                 "help": f"pipeline file (default: {DEFAULT})"},
+                 "help": f"pipeline file, or its folder (default: {DEFAULT})"},
 }  # fmt: skip
 _FORMAT: dict[str, Any] = {"choices": FORMS, "default": "text", "help": "default: text"}
 _WHAT: dict[str, Any] = {"nargs": "+", "metavar": "WHAT", "help": WHAT}
@@ -171,7 +188,7 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     ),
     "verify": ({"what": {**_WHAT, "nargs": "*"}}, "all json"),
     "push": ({"what": _WHAT, "dest": {"metavar": "DEST", "help": "the new address; of several, a folder"}}, "json"),
-    "pull": ({"what": _WHAT, "dest": {"metavar": "DEST", "help": "a folder of this machine"}}, "json"),
+    "pull": ({"what": _WHAT, "dest": {"metavar": "DEST", "help": "a folder of this machine"}}, "replace json"),
     "export": (
         {
             "format": {"choices": ("kubernetes", "azureml"), "help": "the system that is to run it"},
@@ -181,7 +198,7 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     ),
     "init": (
         {"folder": {"type": Path, "metavar": "FOLDER", "help": "the new project's folder"}},
-        "olive model data",
+        "olive model data prompt answer",
     ),
     "import": (
         {
@@ -223,8 +240,10 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
             "words": {
                 "nargs": "*",
                 "metavar": "[A] [B]",
-                "help": f"the number of a run, {WHAT} (default: the last two runs; of one word, it and the last run)",
-            }
+                "help": f"the number of a run, {WHAT} (default: the last two runs that made something; of one word, it and "
+                "the last of them)",
+            },
+            "--all": {"action": "store_true", "help": "also times, memory, threads and counts"},
         },
         "json",
     ),

@@ -161,7 +161,7 @@ def _carry(args: argparse.Namespace, here: bool = False) -> int:
         began, dest = time.monotonic(), given
         if here and (place := placed(source.manifest.metadata)):
             dest = storage.join(given, place)
-        made = carry.copy(source, dest)
+        made = carry.copy(source, dest, ("README.md",) if getattr(args, "replace", False) else None)
         took = time.monotonic() - began
         m, place = source.manifest, storage.public(dest)
         rows.append({"name": artifact.name, "from": storage.public(artifact.uri), "to": place, "kind": m.kind,

@@ -32,12 +32,17 @@ def broken(error: yaml.MarkedYAMLError, source: Sequence[str], file: str) -> Pro
         assert at is not None
         place = Place(file, quote + 1, at.end(1) + 1, 1, source[quote])
         return Problem(place, "this is not YAML: this quote is not closed", "close it on the same line")
+    if reference := _UNQUOTED.search(source[line]):
+        text = reference[1]
+        place = Place(file, line + 1, reference.start(1) + 1, len(text), source[line])
+        return Problem(place, "this is not YAML: the reference is not in quotes", f'write it as "{text}"')
     fix = _remedy(what, source[line], column)
     if opened and "flow" in (error.context or "") and opened.line != line:
         fix += f"; the bracket is opened at {opened.line + 1}:{opened.column + 1}"
     return Problem(Place(file, line + 1, column + 1, 1, source[line]), f"this is not YAML: {what}", fix)
 
 
+_UNQUOTED = re.compile(r"""[^"'\w ]\s*[\w-]+:\s*(\$\{\{[^}"']*\}\})""")
 _OPENED = re.compile(r"""([^"'#]*[:\[,{-]\s*)(?:"(?:[^"\\]|\\.)*|'(?:[^']|'')*)$""")
 
 

@@ -5,7 +5,8 @@
 - A copy that was cut off is continued by making it again. A local one goes on in its hidden folder, file by file. A
   remote place holds `artifact.json.partial` until it is whole, so that nothing else is taken for a copy that was cut
   off; what this machine sent there, and nobody has changed since, is not sent again.
-- What lies at the new place already is never changed: the same artifact is left as it is, anything else is an error.
+- What lies at the new place already is never changed: the same artifact is left as it is, anything else is an error
+  (but for `pull --replace`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,21 +55,24 @@ def source(uri: str, digest: str = "") -> Source:
     return Source(uri, data, manifest)
 
 
-def copy(artifact: Source, dest: str) -> bool:
+def copy(artifact: Source, dest: str, replace: Sequence[str] | None = None) -> bool:
     """Copy an artifact to a new place; False where it is there already.
 
     Raises UserError where something else is there, or a file of the artifact is missing or altered; TemporaryError
-    where another copy is being made there, or a store does not answer.
+    where another copy is being made there, or a store does not answer. With `replace` an artifact in a folder of this
+    machine gives way, unless files lie there that are neither its own nor of these names.
     """
     folder = storage.local_path(dest)
-    return _to_store(artifact, dest) if folder is None else _to_folder(artifact, folder.absolute())
+    return _to_store(artifact, dest) if folder is None else _to_folder(artifact, folder.absolute(), replace)
 
 
 # --- to this machine ---
 
 
-def _to_folder(artifact: Source, dest: Path) -> bool:
+def _to_folder(artifact: Source, dest: Path, replace: Sequence[str] | None = None) -> bool:
     try:
+        if old := None if replace is None else _old(artifact, dest, replace):
+            return _exchange(artifact, dest, old)
         if _same_folder(artifact, dest):
             return False
         short = artifact.manifest.digest.removeprefix("sha256:")[:12]
@@ -84,6 +88,43 @@ def _to_folder(artifact: Source, dest: Path) -> bool:
         raise from_os_error(error, dest) or UserError(str(error), where=dest) from None
 
 
+def _old(artifact: Source, dest: Path, others: Sequence[str]) -> Manifest | None:
+    """The artifact in a folder that is to give way; None where none is there, or this one as it should be. Raises
+    UserError where that cannot be removed: it is no artifact, or somebody else's files lie in it."""
+    data = storage.read(storage.join(str(dest), MANIFEST)) if dest.is_dir() and not dest.is_symlink() else None
+    if data is None:
+        return None
+    there = Manifest.from_json(data, dest / MANIFEST)
+    with suppress(UserError):
+        if _same_folder(artifact, dest):
+            return None
+    own = {f.path for f in there.files} | {MANIFEST, REMEMBERED, *others}
+    strange = sorted(n for p in dest.rglob("*") if not p.is_dir() and (n := p.relative_to(dest).as_posix()) not in own)
+    if strange:
+        what = f"{len(strange)} files that are no part of the artifact lie there, such as {strange[0]}"
+        what = what if len(strange) > 1 else f"{strange[0]} lies there, which is no part of the artifact"
+        raise UserError(what, where=dest, fix="--replace removes an artifact only: move what is yours elsewhere")
+    return there
+
+
+def _exchange(artifact: Source, dest: Path, old: Manifest) -> bool:
+    """Fill a folder beside the old one, then let them change places; one that is whole is there but for a moment."""
+    short = artifact.manifest.digest.removeprefix("sha256:")[:12]
+    gone = dest.parent / f".{dest.name}.{old.digest.removeprefix('sha256:')[:12]}.replaced"
+    with _locked(dest.parent / f".{dest.name}.{short}.partial") as partial:
+        _fill(artifact, partial)
+        (partial / MANIFEST).write_bytes(artifact.data)
+        shutil.rmtree(gone, ignore_errors=True)  # of one that was cut off
+        os.rename(dest, gone)
+        try:
+            os.rename(partial, dest)
+        except OSError:
+            os.rename(gone, dest)
+            raise
+        shutil.rmtree(gone)
+    return True
+
+
 def _same_folder(artifact: Source, dest: Path) -> bool:
     """Whether the artifact is at a local place already. Raises UserError where something else is."""
     there = sorted(os.listdir(dest)) if dest.is_dir() else None
@@ -93,20 +134,20 @@ def _same_folder(artifact: Source, dest: Path) -> bool:
         return False
     data = storage.read(storage.join(str(dest), MANIFEST)) if there else None
     sizes = {n: (dest / n).stat().st_size for n in (f.path for f in artifact.manifest.files) if (dest / n).is_file()}
-    return _same(artifact, str(dest), data, sizes)
+    return _same(artifact, str(dest), data, sizes, "or take `runner pull --replace`")
 
 
-def _same(artifact: Source, where: str, data: bytes | None, sizes: dict[str, int]) -> bool:
+def _same(artifact: Source, where: str, data: bytes | None, sizes: dict[str, int], fix: str = "or remove it") -> bool:
     if data is None:
         raise UserError("something else lies there", where=where, fix="choose a new place, or remove it")
     there = Manifest.from_json(data, storage.join(where, MANIFEST))
     if there.digest != artifact.manifest.digest:
         what = f"another artifact lies there ({there.kind}, {there.digest[:19]}…)"
-        raise UserError(what, where=where, fix="artifacts are immutable: choose a new place, or remove it")
+        raise UserError(what, where=where, fix=f"artifacts are immutable: choose a new place, {fix}")
     for f in artifact.manifest.files:
         if sizes.get(f.path) != f.size:
             what = "the same artifact lies there, but this file of it is missing or altered"
-            raise UserError(what, where=storage.join(where, f.path), fix="remove the folder and copy it again")
+            raise UserError(what, where=storage.join(where, f.path), fix=f"remove the folder and copy it again{', ' + fix if 'pull' in fix else ''}")
     return True
 
 

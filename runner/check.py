@@ -1,7 +1,7 @@
 """`runner check`: all that can be told of a pipeline without running, fetching or changing anything.
 
-The file, the stages' interfaces and programs, references and kinds; then what lies on this machine: inputs, secrets
-that targets name, the store's place; and where a stage is to run in Docker, the engine and its image. What lies
+The file, the stages' interfaces and programs, references and kinds; then what lies on this machine: inputs and
+the fields of data, secrets that targets name, the store's place; and where a stage is to run in Docker, the engine and its image. What lies
 elsewhere (`abfs://…`, a cluster) is not asked: `runner plan` and `runner doctor` do that.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 from microstages import storage
 from microstages.errors import UserError
 
+from runner import columns
 from runner.document import Node, PipelineError, Place, Problem, Problems
 from runner.pipeline import External, Pipeline, Stage, look
 from runner.spec import Spec
@@ -54,6 +55,7 @@ def check(file: Path, settings: Sequence[str] = (), target: str | None = None) -
     except PipelineError as error:
         return Report(error.problems, ())
     elsewhere = _inputs(pipeline, problems)
+    columns.check(pipeline, spec, problems)
     _store(pipeline, spec, problems)
     _secrets(pipeline, spec, target, problems)
     _images(pipeline, spec, target, problems)
@@ -104,8 +106,7 @@ def _inputs(pipeline: Pipeline, problems: Problems) -> int:
                     seen.add((value.uri, kinds))
             except UserError as error:
                 where = f"{error.where}: " if error.where else ""
-                fix = f"{value.origin}; {error.fix}" if value.origin else error.fix
-                problems.add(value.place, f"input {name} of stage {stage.name}: {where}{error.what}", fix)
+                problems.add(*value.told(f"input {name} of stage {stage.name}: {where}{error.what}", error.fix))
             except OSError as error:
                 why = (error.strerror or str(error)).lower()
                 problems.add(value.place, f"input {name} of stage {stage.name}: {value.uri}: {why}", "check the path")
@@ -164,7 +165,8 @@ def _store(pipeline: Pipeline, spec: Spec, problems: Problems) -> None:
         return
     there = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
     if not there.is_dir():
-        problems.add(place, f"the store {path} is below a file: {there}", "give a folder")
+        what = f"{there.name} is a file, so it cannot hold the store {path}"
+        problems.add(place, what, "give a folder that is not below a file")
     elif not os.access(there, os.W_OK):
         problems.add(place, f"the store {path} cannot be written", "check who owns it and its mode")
 

@@ -72,21 +72,24 @@ def up(args: argparse.Namespace) -> int:
     elif not args.quiet:
         from runner.summary import Ended, summary
 
-        words = [] if args.pipeline == Path(DEFAULT) else ["-p", str(args.pipeline)]
-        words += [word for setting in args.set for word in ("--set", setting)]
-        ended = Ended(outcome.status, outcome.states, seconds, execution.run_id, before, shown.took, tuple(words))
+        file = () if args.pipeline == Path(DEFAULT) else ("-p", str(args.pipeline))
+        ended = Ended(
+            outcome.status, outcome.states, seconds, execution.run_id, before, shown.took, file, tuple(args.set)
+        )  # fmt: skip
         say("\n" + summary(work.pipeline, outcome.results, ended), sys.stdout)
     return outcome.code
 
 
 def _before(history: History, run: int) -> int:
-    """The number of the run before a run, of the same pipeline; 0 where there is none, or nobody can tell."""
+    """The number of the last run before a run that made something, of the same pipeline; 0 where there is none, or
+    nobody can tell."""
     from sqlite3 import Error
 
     with suppress(Error):
-        found = history.runs(20)
+        found, made = history.runs(), history.productive()
         name = next((r.pipeline for r in found if r.id == run), "")
-        return next((r.id for r in found if r.id < run and r.pipeline == name and r.status == "done"), 0)
+        same = [r.id for r in found if r.id < run and r.pipeline == name and r.status == "done"]
+        return next((n for n in same if n in made), 0)
     return 0
 
 
@@ -201,7 +204,7 @@ def init(args: argparse.Namespace) -> int:
     """Make a project folder to start from. It holds a pipeline, and a place for data, models and prompts."""
     from runner.project import create
 
-    print("\n".join(create(args.folder, args.olive, args.model, args.data)))
+    print("\n".join(create(args.folder, args.olive, args.model, args.data, args.prompt, args.answer)))
     return EXIT_OK
 
 

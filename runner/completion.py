@@ -146,8 +146,7 @@ def _table(command: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
     if reads_pipeline(words):
         options["--set"] = {"action": "append", "help": "put a value in place of the file's"}
-        if "pipeline" not in words:
-            options |= {key: {"type": Path, "help": "pipeline file"} for key in ("--pipeline", "-p")}
+        options |= {key: {"type": Path, "help": "pipeline file"} for key in ("--pipeline", "-p")}
     options["--help"] = {"action": "help", "help": "all words and options of this command"}
     return places, options
 

@@ -169,22 +169,32 @@ class Reader:
         self._finder, self._history, self._store = finder, history, store
 
     def read(self, words: Sequence[str]) -> tuple[Side, Side]:
-        """The two sides that words mean; without words the last two runs, with one that and the last run. Raises
-        UserError."""
+        """The two sides that words mean; without words the last two runs that made something, with one that and the
+        last such run. Raises UserError."""
         if len(words) > 2:
             raise UserError("two things are compared", where="diff", fix="runner diff [A] [B]")
         if len(words) < 2:
-            known = self._history().runs()
-            if len(known) < 2 - len(words):
-                raise UserError("there are not two runs to compare", fix="runner ps lists them; runner diff A B")
-            last = str(known[0].id)
-            words = [words[0] if words else str(known[1].id), last]
+            words = self._with_last(words)
         a, b = (self.side(w) for w in words)
         if (a.kind == "artifact") != (b.kind == "artifact"):
             one, other = (a, b) if a.kind == "artifact" else (b, a)
             what = f"{one.name} is an artifact, and {other.name} is a {other.kind}"
             raise UserError(what, fix="compare two runs or tags, or two artifacts, such as TAG/STAGE and STAGE")
         return a, b
+
+    def _with_last(self, words: Sequence[str]) -> list[str]:
+        """A run in which all was reused, or which failed before it made anything, differs from none in what it made: it
+        is compared only where it is named, or where there are no others."""
+        history = self._history()
+        known = [r.id for r in history.runs()]
+        if len(known) < 2 - len(words):
+            raise UserError("there are not two runs to compare", fix="runner ps lists them; runner diff A B")
+        made = history.productive()
+        chosen = [n for n in known if n in made]
+        if words:
+            given = int(words[0]) if words[0].isdigit() else 0
+            return [words[0], str(chosen[0] if chosen and chosen[0] > given else known[0])]
+        return [str(n) for n in reversed((chosen if len(chosen) > 1 else known)[:2])]
 
     def side(self, word: str) -> Side:
         """What one word means."""

@@ -18,7 +18,7 @@ from microstages.errors import nearest
 
 from runner.broken import Loader, broken, unreadable
 from runner.excerpt import lines
-from runner.problems import PipelineError, Place, Problem, Problems
+from runner.problems import Origin, PipelineError, Place, Problem, Problems
 
 __all__ = ["Node", "PipelineError", "Place", "Problem", "Problems", "load", "parse", "plain_scalar"]
 
@@ -33,7 +33,7 @@ class Node:
     value: Any
     place: Place
     keys: Mapping[str, Place] = field(default_factory=dict)
-    origin: str = ""  # where the value of a reference comes from, in words
+    origin: Origin | None = None  # where the value of a reference comes from
 
     def plain(self) -> Any:
         """The value without places."""
@@ -82,7 +82,7 @@ def load(file: Path) -> Node:
     node = parse(text, name)
     if not isinstance(node.value, dict):
         what = "the file is empty" if node.value is None else f"a pipeline is a mapping, not {node.kind()}"
-        fix = "it begins with `name:` and has `stages:`; `runner init FOLDER` makes one to start from"
+        fix = "a pipeline file begins with `name:` and has `stages:`; `runner init FOLDER` makes one"
         raise PipelineError([Problem(Place(name, 1, 1, 1, node.place.source), what, fix)])
     return node
 
@@ -142,7 +142,9 @@ class _Reader:
         for key, value in node.value:
             at = self.place(key)
             if not isinstance(key, yaml.ScalarNode):
-                self.problems.add(at, "a key must be a word", "write `key: value`")
+                kind = "a list" if isinstance(key, yaml.SequenceNode) else "a mapping"
+                fix = "write a word before the colon, `key: value`"
+                self.problems.add(at, f"a key must be a word, not {kind}", fix)
                 continue
             name = key.value
             if name == "<<" and not key.style:

@@ -49,7 +49,7 @@ def outside_digests(pipeline: Pipeline) -> dict[tuple[str, str], str]:
                 raise
             except UserError as error:
                 what = f"input {name} of stage {stage.name}: {error.where}: {error.what}"
-                problems.add(value.place, what, f"{value.origin}; {error.fix}" if value.origin else error.fix)
+                problems.add(*value.told(what, error.fix))
             except OSError as error:
                 why = (error.strerror or str(error)).lower()
                 problems.add(value.place, f"input {name} of stage {stage.name}: {value.uri}: {why}", "check the path")

@@ -110,7 +110,7 @@ class Needed:
                 why[s["uses"], s["fingerprint"]] = f"named by tag {tag.name}"
                 attempts.add((s["uses"], s["fingerprint"], s["attempt"]))
         for key in self._pipeline(newest):
-            why[key] = f"needed by {self.known.pipeline.file.name}"
+            why[key] = f"needed by {self.known.pipeline.file}"
         busy = {key for run in newest if run.under_way for key in run.needs} | self.known.claims
         return Needs(busy, why, attempts, records)
 

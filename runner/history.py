@@ -200,6 +200,10 @@ class History:
         """The stages of a run, in the order in which they were put down."""
         return self._records("WHERE run=? ORDER BY rowid", (run,))
 
+    def productive(self) -> set[int]:
+        """The runs that made something: in the others all was reused, or nothing came to an end."""
+        return {n for (n,) in self.db.execute("SELECT DISTINCT run FROM stages WHERE status='done'")}
+
     def last(self, pipeline: str) -> dict[str, Record]:
         """The newest finished record of each stage of a pipeline."""
         sql = (

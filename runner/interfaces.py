@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from microstages.errors import UserError, nearest
+from microstages.errors import UserError, json_mistake, nearest
 from microstages.interface import SCHEMA, TYPES, InputSpec, Interface, OutputSpec, ParamSpec
 from microstages.manifest import KINDS
 
@@ -41,7 +41,7 @@ def load(file: Path) -> Interface:
     except json.JSONDecodeError as error:
         source = lines(text)[error.lineno - 1]
         place = Place(str(file), error.lineno, error.colno, 1, source)
-        what = error.msg[:1].lower() + error.msg[1:]
+        what = json_mistake(error)[1]
         raise PipelineError(
             [Problem(place, f"this is not JSON: {what}", "check commas, quotes and brackets")]
         ) from None

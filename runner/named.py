@@ -99,7 +99,10 @@ class Finder:
             return [_address(word)], True
         stage, dot, output = word.partition(".")
         if stages := self.known.pipeline.named(stage):
-            found = [n for s in sorted(stages) for n in (_output(self._stage(s), s, output) if dot else self._stage(s))]
+            of = str(self.file)
+            found = [
+                n for s in sorted(stages) for n in (_output(self._stage(s), s, output, of) if dot else self._stage(s))
+            ]
             return found, len(found) == 1
         tag, slash, rest = word.partition("/")
         if tag in self.tags:
@@ -109,7 +112,7 @@ class Finder:
         known = [*self.known.pipeline.stages, *self.tags]
         known += [f"{s.name}.{o}" for s in self.known.pipeline.stages.values() for o in s.interface.outputs]
         known += [f"{t.name}/{s}" for t in self.tags.values() for s in t.stages]
-        what = f"{word!r} is neither a stage of {self.file.name} nor a tag, and no such path is there"
+        what = f"{word!r} is neither a stage of {self.file} nor a tag, and no such path is there"
         fix = f"stages: {', '.join(self.known.pipeline.stages)}"
         raise UserError(what + nearest(word, known), fix=f"{fix}; tags: {', '.join(self.tags) or 'none'}")
 
@@ -126,7 +129,9 @@ class Finder:
             what = f"the tag {tag.name!r} names no stage {stage!r}{nearest(stage, tag.stages)}"
             raise UserError(what, fix=f"it names: {', '.join(tag.stages)}")
         found = self._tagged(tag, stage, tag.stages[stage])
-        return (_output(found, stage, output), True) if dot else (found, len(found) == 1)
+        if dot:
+            return _output(found, stage, output, f"the tag {tag.name}", f"{tag.name}/"), True
+        return found, len(found) == 1
 
     def _tag_all(self, tag: Tag) -> list[Named]:
         return [n for stage, s in tag.stages.items() for n in self._tagged(tag, stage, s)]
@@ -156,10 +161,12 @@ def _outputs(
     return found
 
 
-def _output(found: list[Named], stage: str, output: str) -> list[Named]:
+def _output(found: list[Named], stage: str, output: str, of: str, prefix: str = "") -> list[Named]:
+    """The output of a stage. `of`: what names the stage, in words; `prefix`: what stands before it in WHAT."""
     for artifact in found:
         if artifact.output == output:
             return [artifact]
     names = [a.output for a in found]
-    what = f"the result of {stage} has no output {output!r}{nearest(output, names)}"
-    raise UserError(what, fix=f"its outputs: {', '.join(names)}")
+    what = f"stage {stage} of {of} has no output {output!r}{nearest(output, names)}"
+    only = f"its only output is {names[0]}: write {prefix}{stage}.{names[0]}" if len(names) == 1 else ""
+    raise UserError(what, fix=only or f"its outputs: {', '.join(names)}")

@@ -31,6 +31,19 @@ def sample(wanted: ParamSpec) -> str:
     return value or {"integer": "1", "number": "0.5", "boolean": "true"}.get(wanted.type, "some text")
 
 
+# What makes a stage a program to talk to: it then leaves no result, so it has no place in a pipeline.
+TALKS = {"infer": ("prompt", "chat", "serve")}
+
+
+def _talks(interface: Interface, name: str) -> str:
+    """The flag with which a stage only talks, where a parameter is one or goes with one; else the empty string."""
+    for mode in TALKS.get(interface.name, ()):
+        known = interface.params.get(mode)
+        if known and (name == mode or interface.params[name].help.startswith(f"of {known.flag}")):
+            return known.flag
+    return ""
+
+
 def resolved(spec: StageSpec, interface: Interface, problems: Problems) -> dict[str, Any]:
     """The parameters of a stage, defaults filled in, each in its type; what is wrong goes to `problems`."""
     values: dict[str, Any] = {}
@@ -64,6 +77,10 @@ def resolved(spec: StageSpec, interface: Interface, problems: Problems) -> dict[
             if wanted.default:  # a flag cannot say "nothing"
                 problems.add(node.place, f"{name} must be {wanted.wanted()}, not empty", fix)
             value = wanted.default
+        if value != wanted.default and (flag := _talks(interface, name)):
+            what = f"{name} leaves no result" if flag == wanted.flag else f"{name} is {wanted.help.partition(':')[0]}"
+            fix = f"leave it out: `{interface.name} {flag}` is for the command line, with a model that `runner pull` brings"
+            problems.add(node.place, f"{what}, so a stage of a pipeline cannot have it", fix)
         values[name] = value
     return values
 

@@ -21,7 +21,7 @@ from runner import select, stages
 from runner.document import Node, PipelineError, Place, Problems, load
 from runner.matrix import Variant, expand, once
 from runner.parameters import resolved
-from runner.problems import guess
+from runner.problems import Origin, guess
 from runner.references import FAILED
 from runner.retry import Retry
 from runner.select import Select
@@ -36,7 +36,13 @@ class External:
 
     uri: str
     place: Place
-    origin: str = ""  # where a reference in its place was given, in words
+    origin: Origin | None = None  # where a reference in its place was given
+
+    def told(self, what: str, fix: str) -> tuple[Place, str, str]:
+        """A mistake in it: told where its value was written, with the place that refers to it."""
+        if self.origin is None:
+            return self.place, what, fix
+        return self.origin.place, what, f"{fix}; {self.origin.word} is used at {self.place}"
 
 
 @dataclass(frozen=True)

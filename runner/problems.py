@@ -29,6 +29,17 @@ class Place:
         return excerpt(self.source, self.line, self.column, self.width) if self.source.strip() else ""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where the value of a reference was given: `params.NAME`, and its place."""
+
+    word: str
+    place: Place
+
+    def __str__(self) -> str:
+        return f"{self.word} is given at {self.place}"
+
+
 @dataclass(frozen=True, order=True)
 class Problem:
     """One mistake: where, what, and the remedy."""

@@ -9,6 +9,7 @@ from typing import Any
 from microstages.errors import nearest
 
 from runner.document import Node, Place, Problems
+from runner.problems import Origin
 
 REFERENCE = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
 WHOLE = re.compile(r"\s*\$\{\{((?:(?!\}\}).)*)\}\}\s*", re.DOTALL)
@@ -43,10 +44,10 @@ class References:
             return Node(FAILED, node.place)
         return Node(FAILED if FAILED in text else text, node.place)
 
-    def origin(self, word: str) -> str:
+    def origin(self, word: str) -> Origin | None:
         """Where the value of `params.NAME` was given."""
         given = self.params.get(word.partition(".")[2]) if word.startswith("params.") else None
-        return f"{word} is given at {given.place}" if given else ""
+        return Origin(word, given.place) if given else None
 
     def param(self, inner: str, place: Place, whole_stage: bool) -> Any:
         parts = inner.strip().split(".")
@@ -67,5 +68,5 @@ class References:
         else:
             guess = nearest(parts[0], ("params", "stages"))
             fix = "write ${{ params.NAME }} or ${{ stages.NAME.OUTPUT }}"
-            self.problems.add(place, f"${{{{{inner}}}}} is no reference{guess}", fix)
+            self.problems.add(place, f"${{{{{inner}}}}} is not a reference{guess}", fix)
         return FAILED

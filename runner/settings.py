@@ -26,7 +26,10 @@ def override(root: Node, settings: Sequence[str]) -> Node:
         if not equals or not all(k for k, _ in keys):
             what = f"--set {covered(setting)}"
             bad = next((at for k, at in keys if not k), replace(keys[0][1], column=len(setting) + 1))
-            problems.add(replace(bad, file=what), "this is no KEY=VALUE", "write it as --set params.name=value")
+            lacks = "the key is missing" if not path.strip() else "there is an empty word in the key"
+            lacks = lacks if equals else "there is no ="
+            fix = "write it as --set KEY=VALUE, such as --set params.rank=8 or --set target=docker"
+            problems.add(replace(bad, file=what), f"this is not KEY=VALUE: {lacks}", fix)
             continue
         try:
             value = _at(parse(text, name), name, setting, len(path) + 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from microstages.errors import EXIT_USER, nearest
 
 from runner.document import Node, Place, Problems
-from runner.problems import guess
+from runner.problems import Origin, guess
 from runner.references import FAILED, REFERENCE, WHOLE, References
 from runner.retry import TIMEOUT, Retry
 from runner.units import read_bytes, read_number, read_seconds, shown
@@ -65,7 +65,7 @@ class InputValue:
     value: Ref | str | None
     key: Place
     place: Place
-    origin: str = ""  # where the value of a reference was given
+    origin: Origin | None = None  # where the value of a reference was given
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,8 @@ class _Parser:
         stage_nodes = self.open_mapping(top.get("stages"), "stages")
         if not stage_nodes and ("stages" not in top or isinstance(top["stages"].value, (dict, type(None)))):
             place = root.keys.get("stages", root.place)
-            self.problems.add(
-                place, "there are no stages", "add `stages:` with at least one stage that `uses` something"
-            )
+            fix = "write one below it" if "stages" in root.keys else "add `stages:` with at least one"
+            self.problems.add(place, "there are no stages", f"{fix}, such as `merged: {{uses: merge}}`")
         default = Node(self.file.resolve().parent.name, root.place)
         name = self.text(top["name"], "name") if "name" in top else default.value
         store = self.references.filled(top["store"]) if "store" in top else Node(STORE, root.place)
@@ -201,7 +200,7 @@ class _Parser:
             said = f" (did you mean {fit!r}?)" if NAME.fullmatch(fit) else ""
             fix = "use small letters, digits, - and _, at most 63, a letter first"
             self.problems.add(place, f"{name!r} cannot be a stage's name{said}", fix)
-        values = self.mapping(node, STAGE_KEYS, f"stage {name}")
+        values = self.mapping(node, STAGE_KEYS, f"stage {name}", "{uses: merge}")
         uses = Node("", place)
         if select := values.get("select"):
             for key in sorted(set(values) - {"select"}):
@@ -293,10 +292,10 @@ class _Parser:
 
     # --- types ---
 
-    def mapping(self, node: Node, known: Sequence[str], what: str) -> dict[str, Node]:
+    def mapping(self, node: Node, known: Sequence[str], what: str, example: str = "") -> dict[str, Node]:
         """The values of known keys. An unknown key that is near to a known one stands for it from then on: it is told
         once, and not that the other one is missing."""
-        values = self.open_mapping(node, what)
+        values = self.open_mapping(node, what, example)
         found = {k: v for k, v in values.items() if k in known}
         for key in values:
             if key in known:
@@ -312,12 +311,12 @@ class _Parser:
                 found.setdefault(meant, values[key])
         return found
 
-    def open_mapping(self, node: Node | None, what: str) -> dict[str, Node]:
+    def open_mapping(self, node: Node | None, what: str, example: str = "") -> dict[str, Node]:
         if node is None or node.value is None:
             return {}
         if not isinstance(node.value, dict):
             what = f"{what} must be a mapping, not {node.kind()}"
-            self.problems.add(node.place, what, "write `key: value` below it")
+            self.problems.add(node.place, what, f"in its place write {example or '{key: value}'}")
             return {}
         return dict(node.value)
 

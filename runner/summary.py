@@ -12,9 +12,11 @@ from microstages.reporting import duration, size
 from microstages.storage import local_path
 
 from runner.pipeline import Pipeline
+from runner.spec import Ref
 from runner.store import Output, Result
 from runner.view import short
 
+LONGEST = 72  # characters of a command that its meaning stands behind
 LONG = 1.0  # seconds: what took less is not worth a word
 NOT_WELL = ("failed", "stopped", "not run")
 
@@ -29,6 +31,10 @@ def count(x: float) -> str:
     return f"{x:,.0f}" if x >= 10 else f"{x:.1f}"
 
 
+def whole(x: float) -> str:
+    return f"{x:,.0f}"
+
+
 def milliseconds(x: float) -> str:
     return f"{x * 1000:.0f} ms" if x < 10 else duration(x)
 
@@ -37,6 +43,7 @@ def milliseconds(x: float) -> str:
 ROWS: Sequence[Row] = (
     ("accuracy", "accuracy", share),
     ("majority_share", "majority class", share),
+    ("references", "held-out rows", whole),
     ("ended_share", "answers that ended", share),
     ("prefill_tokens_per_s", "prefill tokens/s", count),
     ("decode_tokens_per_s", "decode tokens/s", count),
@@ -44,14 +51,15 @@ ROWS: Sequence[Row] = (
     ("latency_p50_s", "answer, p50", milliseconds),
     ("latency_p95_s", "answer, p95", milliseconds),
     ("peak_memory_bytes", "peak memory", size),
-    ("model_bytes", "model size", size),
+    ("model_bytes", "weights", size),
 )
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a run ended, for its summary. `run`: its number, `before`: that of the run before it (0: none), `took`:
-    seconds of each stage that it made, `words`: what the commands to come need to mean the same pipeline."""
+    seconds of each stage that it made, `file` and `settings`: what the commands to come need to mean the same pipeline,
+    `-p FILE` and `--set` as they were given."""
 
     status: str
     states: Mapping[str, str]
@@ -59,7 +67,8 @@ class Ended:
     run: int
     before: int = 0
     took: Mapping[str, float] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
+    file: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
     def counts(self) -> str:
         """`3 done, 4 reused`."""
@@ -69,23 +78,24 @@ class Ended:
 
 def summary(pipeline: Pipeline, results: Mapping[str, Result], ended: Ended) -> str:
     """What is said at the end of a run."""
-    where = f" {shlex.join(ended.words)}" if ended.words else ""
     if ended.status != "done":
         bad = [s for s, state in ended.states.items() if state == "failed"]
         lines = [
             f"{pipeline.name}: {ended.status}; `runner up` again continues from here",
             f"run {ended.run}: {ended.counts() or 'nothing begun'}, in {duration(ended.seconds)}",
         ]
-        return "\n".join([*lines, *(f"  runner logs {ended.run} {s}{where}" for s in bad[:3])])
-    parts = [part for part in (predictions_table(pipeline, results), _made(pipeline, results)) if part]
+        return "\n".join([*lines, *(f"  runner logs {ended.run} {s}{_where(ended)}" for s in bad[:3])])
+    told = "\n".join(notes(pipeline, results))
+    parts = [part for part in (predictions_table(pipeline, results), told, _made(pipeline, results)) if part]
     lines = [f"{pipeline.name}: {ended.counts()} in {duration(ended.seconds)}"]
     longest = sorted(((t, s) for s, t in ended.took.items() if t >= LONG), reverse=True)[:3]
     took = "; longest: " + ", ".join(f"{s} {duration(t)}" for t, s in longest) if longest else ""
     lines[0] += f"\nrun {ended.run}{took}"
     parts.append("\n".join(lines))
     if commands := _next(pipeline, results, ended):
-        width = max(len(c) for c, _ in commands) + len(where)
-        parts.append("\n".join(f"  {c + where:<{width}}   {why}" for c, why in commands))
+        width = max(len(c) for c, _ in commands)
+        form = "  {0:<{2}}   {1}" if width <= LONGEST else "  # {1}\n  {0}"
+        parts.append("\n".join(form.format(c, why, width) for c, why in commands))
     return "\n\n".join(parts)
 
 
@@ -104,11 +114,45 @@ def _next(pipeline: Pipeline, results: Mapping[str, Result], ended: Ended) -> li
     made = "done" in ended.states.values()
     found = []
     if made and ended.before:
-        found.append((f"runner diff {ended.before} {ended.run}", "what is different from the last run"))
+        command = f"runner diff {ended.before} {ended.run}{_where(ended)}"
+        found.append((command, f"what is different from run {ended.before}"))
     for name, _ in _models(pipeline, results)[:1]:
-        found.append((f"runner lineage {name}", "what it was made of"))
-        found.append((f"runner pull {name} ./model", "a copy of it"))
+        found.append((f"runner lineage {name}{_where(ended, named=True)}", "what it was made of"))
+        found.append((f"runner pull {name} ./model{_where(ended, named=True)}", "a copy of it"))
     return found
+
+
+def _where(ended: Ended, named: bool = False) -> str:
+    """What a command needs beside its words. A run is found by its number in the store alone; a result that is named by
+    its stage (`named`) depends on every setting."""
+    kept = [s for s in ended.settings if named or s.partition("=")[0].strip() == "store"]
+    words = [*ended.file, *(word for setting in kept for word in ("--set", setting))]
+    return f" {shlex.join(words)}" if words else ""
+
+
+def notes(pipeline: Pipeline, results: Mapping[str, Result]) -> list[str]:
+    """Where a model that was made here is not shown to be better than a constant: its accuracy's interval (Wilson's, of
+    95 %) does not lie above the share of the most frequent answer."""
+    doubtful: dict[tuple[float, float], list[str]] = {}
+    worse = []
+    for name, stage in pipeline.stages.items():
+        metrics = results[name].metrics if name in results else {}
+        keys = ("accuracy_low", "accuracy_high", "majority_share", "references", "distinct_references")
+        low, high, majority, rows, different = (metrics.get(key) for key in keys)
+        made = any(isinstance(stage.inputs.get(key), Ref) for key in ("model", "adapter"))
+        if not made or not all(isinstance(v, (int, float)) for v in (low, high, majority, rows, different)):
+            continue
+        if 2 * different > rows or low > majority:  # texts that are hardly ever the same are no classes
+            continue
+        if high < majority:
+            worse.append(f"note: {name} is worse than always giving the most frequent answer ({share(majority)})")
+        else:
+            doubtful.setdefault((majority, rows), []).append(f"{name} {share(low)}–{share(high)}")
+    return worse + [
+        f"note: not shown to be better than always giving the most frequent answer ({share(majority)}): "
+        f"{', '.join(said)}\n      (95 % intervals of the accuracy on {rows:,.0f} held-out rows)"
+        for (majority, rows), said in doubtful.items()
+    ]
 
 
 def predictions_table(pipeline: Pipeline, results: Mapping[str, Result]) -> str:

@@ -128,7 +128,7 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     except ValueError:
         row = None
     if not isinstance(row, dict):
-        raise UserError("this is no JSON object", where=where, fix="make the predictions with the stage infer")
+        raise UserError("this is not a JSON object", where=where, fix="make the predictions with the stage infer")
     return row
 
 

@@ -47,6 +47,8 @@ QUALITY, AGREEMENT, COST = "Quality", "Agreement with the reference", "Size and 
 COLUMNS: Sequence[Column] = (
     Column(COST, "disk_bytes", "size", size, "all files of the model, and of its adapter", -1),
     Column(QUALITY, "accuracy", "accuracy", share, "share of right answers, with its 95 % interval (Wilson)", 1),
+    Column(QUALITY, "majority_share", "majority class", share,
+           "accuracy of always giving the most frequent answer", long=True),
     Column(QUALITY, "macro_f1", "macro F1", share, "mean of the classes' F1", 1, long=True),
     Column(QUALITY, "loss", "loss", loss, "cross entropy of the right answers, in nats a token", -1),
     Column(QUALITY, "perplexity", "perplexity", perplexity, "of the right answers", -1, long=True),

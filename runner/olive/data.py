@@ -141,7 +141,9 @@ class _Reader:
             return self.below(os.path.join(name, subset, folder) if subset or folder else name, files)
         if not HUB_NAME.fullmatch(name):
             holder.wrong(
-                holder.place("data_name"), f"{name!r} is no folder here and no data set's name", "write owner/name"
+                holder.place("data_name"),
+                f"{name!r} is neither a folder here nor a data set's name",
+                "write owner/name",
             )
             return "", ()
         where = f"hf://datasets/{name}" + (f"@{revision}" if revision else "")

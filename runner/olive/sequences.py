@@ -143,13 +143,13 @@ def read_sequences(section: Section, make: Layers, old: bool, text: Params) -> P
             out.put(name, value, _place(make, key))
             if value is None and (key != "max_samples" or drawn):
                 _missing(make, f"{key}, which the strategy {strategy} needs")
-    _padding(section, make, out, joins, old)
+    _padding(make, out, joins, old)
     out.put("empty_rows", "keep" if old else "drop")
     out.put("deduplicate", False)
     return out
 
 
-def _padding(section: Section, make: Layers, out: Params, joins: bool, old: bool) -> None:
+def _padding(make: Layers, out: Params, joins: bool, old: bool) -> None:
     pad = make.take("pad_to_max_len", "flag", default=True)
     make.fate("pad_to_max_len", *((NEEDLESS, "joined rows need none") if joins else (USED, "pad")))
     mask = make.take("use_attention_mask", "flag", default=True)
@@ -164,7 +164,7 @@ def _padding(section: Section, make: Layers, out: Params, joins: bool, old: bool
     if old:
         out.put("loss_on_pad", not mask)
         if mask:
-            out.put("hide_pad", True, note="from attention, as Olive did then, end tokens too where these are pad tokens")
+            out.put("hide_pad", True, note="from attention, as Olive did then, with end tokens that are pad tokens")
         why = "with a mask Olive then trained no pad token anywhere, and hid them all from attention" if mask else ""
         becomes = f"loss_on_pad: {str(not mask).lower()}" + (", hide_pad: true" if mask else "")
         make.fate("use_attention_mask", USED, becomes, why)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from microstages.errors import UserError, from_os_error
 
+from runner.document import plain_scalar
+from runner.project.columns import Columns, look
+
 TEMPLATE = Path(__file__).parent / "template"
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 HUB = "hf://microsoft/Phi-3-mini-4k-instruct"
 VARIANTS = "fine-tuning/variants.yaml"
+EXAMPLE = {
+    "ROW": r'template: "### Text: {phrase}\n### The tone is:\n{tone}"' + "\n      completion: tone",
+    "PROMPT": json.dumps({"prompt": "### Text: I did not expect this at all!\n### The tone is:\n"}),
+}
 
 
-def create(folder: Path, olive: Path | None = None, model: str = "", data: str = "") -> list[str]:
+def create(
+    folder: Path, olive: Path | None = None, model: str = "", data: str = "", prompt: str = "", answer: str = ""
+) -> list[str]:
     """Make a project; what is said of it. `model` and `data` are addresses or paths from here; without them it has the
-    examples, where they lie beside the runner. `olive`: a config that its pipeline is made of.
+    examples, where they lie beside the runner. `prompt` and `answer`: columns of `data`, by default those that look so.
+    `olive`: a config that its pipeline is made of.
 
     Raises UserError where the folder holds something, and for a config with mistakes; then nothing is left.
     """
@@ -28,7 +38,7 @@ def create(folder: Path, olive: Path | None = None, model: str = "", data: str =
         raise UserError("this folder holds something already", where=folder, fix="give the name of a new one")
     there = folder.exists()
     try:
-        return _create(folder, olive, model, data)
+        return _create(folder, olive, model, data, prompt, answer)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if there:
@@ -38,38 +48,41 @@ def create(folder: Path, olive: Path | None = None, model: str = "", data: str =
         raise
 
 
-def _create(folder: Path, olive: Path | None, model: str, data: str) -> list[str]:
+def _create(folder: Path, olive: Path | None, model: str, data: str, prompt: str, answer: str) -> list[str]:
+    if (prompt or answer) and not data:
+        raise UserError("these are columns of your own data", where="--prompt, --answer", fix="give --data FILE too")
     name = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_") or "project"
     shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True)
     (folder / "gitignore").rename(folder / ".gitignore")
     small = not model and EXAMPLES.is_dir()
     words = {
         "NAME": name, "BASE_MODEL": _model(folder, model), "DATA": _data(folder, data),
-        "TEMPLATE": r"### Text: {phrase}\n### The tone is:\n{tone}", "COMPLETION": "tone",
-        "PROMPT": r"### Text: I did not expect this at all!\n### The tone is:\n",
         "RATE_LOW": "3e-4" if small else "5e-5", "RATE": "1e-3" if small else "2e-4",
-        "TOKENS": "512" if small else "4096",
+        "TOKENS": "512" if small else "4096", **EXAMPLE,
     }  # fmt: skip
     said = []
+    steps = [f"next: cd {folder} && runner plan && runner up"]
     if data:
-        found = _columns(Path(data))
-        words |= found
-        if not found:
-            said.append("the names of your data's fields were not found: write them into `template` in pipeline.yaml")
+        source = None if "://" in data else Path(data)
+        columns = look(source, prompt, answer)
+        words |= {"ROW": _template(columns), "PROMPT": _prompt(columns)}
+        said += [] if olive else _told(columns, source, folder / words["DATA"])
+        steps = [f"next: cd {folder} && runner run data && runner logs data", "and where the rows are right: runner up"]
     words |= {f"VARIANT_{k}": _from(VARIANTS, words[w]) for k, w in (("MODEL", "BASE_MODEL"), ("DATA", "DATA"))}
     for file in [f for f in folder.rglob("*") if f.suffix in (".yaml", ".md", ".jsonl") and f.is_file()]:
         if "model-cache" not in file.relative_to(folder).parts[:-1] or file.name == "README.md":
             _fill(file, words)
     if olive:
         said += _import(folder, olive)
-    return [f"made {folder}", *said, f"next: cd {folder} && runner plan && runner up"]
+    return [f"made {folder}", *said, *steps]
 
 
 def _fill(file: Path, words: Mapping[str, str]) -> None:
     pattern = re.compile(rf"\b({'|'.join(sorted(words, key=len, reverse=True))})\b")
     if file.parent.name == "datasets" and file.name != "README.md":
         return
-    file.write_text(pattern.sub(lambda m: words[m[1]], file.read_text()))
+    text = file.read_text(encoding="utf-8")
+    file.write_text(pattern.sub(lambda m: words[m[1]], text), encoding="utf-8", newline="\n")
 
 
 def _model(folder: Path, model: str) -> str:
@@ -95,27 +108,41 @@ def _data(folder: Path, data: str) -> str:
     return f"datasets/{source.name}"
 
 
-def _columns(file: Path) -> dict[str, str]:
-    """A template for the fields of one's own data: its first field is the prompt, its last one the answer."""
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            first = lines.readline()
-    except (OSError, ValueError):
-        return {}
-    try:
-        row = json.loads(first)
-        names = [str(k) for k in row] if isinstance(row, dict) else []
-    except ValueError:
-        names = _header(first) if file.suffix in (".csv", ".tsv") else []
-    if len(names) < 2 or not all(re.fullmatch(r"[\w .-]+", n) for n in (names[0], names[-1])):
-        return {}
-    return {"TEMPLATE": rf"{{{names[0]}}}\n{{{names[-1]}}}", "COMPLETION": names[-1], "PROMPT": "…"}
+def _template(columns: Columns) -> str:
+    """The params of prepare-data that say what a row becomes."""
+    if columns.chat:
+        return f"messages_field: {columns.chat}"
+    prompt, answer = columns.prompt or "prompt", columns.answer or "answer"
+    plain = re.fullmatch(r"[A-Za-z_][\w-]*", answer, re.ASCII) and isinstance(plain_scalar(answer), str)
+    return f'template: "{{{prompt}}}\\n{{{answer}}}"\n      completion: {answer if plain else json.dumps(answer)}'
 
 
-def _header(line: str) -> list[str]:
-    """The names in a CSV file's first line, whatever stands between them."""
-    between = max(",;\t|", key=line.count)
-    return [n.strip() for n in next(csv.reader([line.rstrip("\r\n")], delimiter=between), [])]
+def _prompt(columns: Columns) -> str:
+    """A row for infer, in the form that the model is trained on."""
+    text = columns.first or "Write a text of yours here."
+    said = {"messages": [{"role": "user", "content": text}]} if columns.chat else {"prompt": f"{text}\n"}
+    return json.dumps(said, ensure_ascii=False)
+
+
+def _told(columns: Columns, source: Path | None, copy: Path) -> list[str]:
+    """What was found in one's own data, and what to do about it."""
+    said = []
+    if columns.chat:
+        said.append(f"rows are chats: their messages are in {columns.chat}")
+    elif columns.answer:
+        of = f" (of {', '.join(columns.names)})" if columns.names else ""
+        change = "change template in pipeline.yaml, or give --prompt COL --answer COL"
+        said.append(f"prompt: {columns.prompt}, answer: {columns.answer}{of}; {change}")
+    else:
+        had = f": it has {', '.join(columns.names)}" if columns.names else ""
+        said.append(
+            f"which field of your data is the prompt and which the answer was not found{had}; "
+            "write them into `template` and `completion` in pipeline.yaml, or give --prompt COL --answer COL"
+        )
+    if columns.bad_line and source:
+        convert = f"iconv -f cp1252 -t utf-8 {shlex.quote(str(source))} > {shlex.quote(str(copy))}"
+        said.append(f"{source}:{columns.bad_line} is not UTF-8, as Excel's plain CSV is not; convert it:\n  {convert}")
+    return said
 
 
 def _from(file: str, address: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from string import Formatter
 
 from runner.lineage import Node
 
@@ -36,20 +37,28 @@ def rows_of(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def usage(node: Node, data: Node | None, base: str = "") -> str:
     """How to get an answer, with the prompt that it was trained on where that is known. `base`: its name on the hub."""
-    words = {"PROMPT": prompt_of(data), "BASE": base or "path/to/the/base/model"}
+    words = {"PROMPT": prompt_of(node, data), "BASE": base or "path/to/the/base/model"}
     quoted = {k: json.dumps(v, ensure_ascii=False).replace("`", "\\u0060") for k, v in words.items()}
     program = re.sub("PROMPT|BASE", lambda m: quoted[m[0]], PROGRAMS[node.kind])
     return f"## How to use\n\n```python\n{program}```"
 
 
-def prompt_of(data: Node | None) -> str:
-    """What stands before the answer, with `…` for each field."""
-    how = data.metadata.get("template") if data else None
-    if isinstance(how, dict) and how.get("kind") == "template":
-        before = str(how.get("template", "")).partition("{" + str(how.get("completion")) + "}")[0]
-        if before.strip():
-            return re.sub(r"\{[^{}]*\}", "…", before)
-    return "…"
+def prompt_of(node: Node, data: Node | None) -> str:
+    """What stands before the answer, with `…` for each field: as the model's own record tells, else its data's.
+
+    Without the spaces at its end: in training they belong to the answer.
+    """
+    how = next((t for n in (node, data) if n is not None and isinstance(t := n.metadata.get("template"), Mapping)), {})
+    form = how.get({"template": "template", "templates": "prompt_template"}.get(str(how.get("kind")), ""))
+    if not isinstance(form, str):
+        return "…"
+    if how.get("kind") == "template" and how.get("completion"):
+        form = form.rpartition(f"{{{how['completion']}}}")[0].rstrip(" ")
+    try:
+        parsed = [text + ("" if field is None else "…") for text, field, _, _ in Formatter().parse(form)]
+    except ValueError:
+        return "…"
+    return "".join(parsed) if form.strip() else "…"
 
 
 PROGRAMS = {

@@ -27,22 +27,22 @@ def _one_data(i: int, d: Data) -> str:
     r = d["report"]
     rows = _dict(r.get("rows"))
     splits = [(s, _dict(r.get(s))) for s in ("train", "test") if r.get(s)]
-    lines = [[text(words), text(value(rows[k]))] for k, words in ROWS.items()
+    lines = [[text(words), text(counted(rows[k]))] for k, words in ROWS.items()
              if rows.get(k) or (k in ("read", "train") and k in rows)]  # fmt: skip
     facts = []
     for key, words in (("tokens", "tokens"), ("trained_tokens", "tokens trained on"), ("bins", "sequences")):
         if any(key in s for _, s in splits):
-            facts.append([words, *(text(value(s.get(key))) for _, s in splits)])
+            facts.append([words, *(text(counted(s.get(key))) for _, s in splits)])
     for key, words in (("trained_share", "share trained on"), ("packing_efficiency", "how full")):
         if any(isinstance(s.get(key), (int, float)) for _, s in splits):
             facts.append([words, *(percent(s[key]) if isinstance(s.get(key), (int, float)) else DASH
                                    for _, s in splits)])  # fmt: skip
     for key in ("min", "p50", "p95", "max"):
         if any(_dict(s.get("lengths")) for _, s in splits):
-            facts.append([f"tokens of a row, {key}", *(text(value(_dict(s.get("lengths")).get(key)))
+            facts.append([f"tokens of a row, {key}", *(text(counted(_dict(s.get("lengths")).get(key)))
                                                        for _, s in splits)])  # fmt: skip
     answers = list(dict.fromkeys(a for _, s in splits for a in _dict(s.get("answers"))))
-    said = [[text(short(str(a), 80)), *(text(value(_dict(s.get("answers")).get(a, 0))) for _, s in splits)]
+    said = [[text(short(str(a), 80)), *(text(counted(_dict(s.get("answers")).get(a, 0))) for _, s in splits)]
             for a in answers[:30]]  # fmt: skip
     names = [{"train": "train", "test": "held out"}[s] for s, _ in splits]
     told = [str(w) for k in ("warnings", "notes") for w in _list(r.get(k))]
@@ -61,6 +61,11 @@ def _one_data(i: int, d: Data) -> str:
         _examples(_list(r.get("examples"))),
     ]  # fmt: skip
     return "\n".join(p for p in parts if p)
+
+
+def counted(v: Any) -> str:
+    """A count with its thousands apart."""
+    return f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else value(v)
 
 
 def _examples(found: Sequence[Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from microstages.reporting import duration, size
@@ -26,12 +26,12 @@ def tiles(data: Data) -> str:
     measured = [(f["name"], f["metrics"]["accuracy"]) for f in (compared or {}).get("forms", ())
                 if isinstance(f["metrics"].get("accuracy"), (int, float))]  # fmt: skip
     if measured:
-        best = max(a for _, a in measured)
+        name, last = shipped(data, measured)
         rows = f", {compared['rows']:,} rows" if compared["rows"] is not None else ""
+        frequent = {f["metrics"].get("majority_share") for f in compared["forms"]} - {None}
+        rows += "".join(f"; always the most frequent answer: {share(m)}" for m in frequent if len(frequent) == 1)
         said = " · ".join(f"{short(n, 24)} {share(a)}" for n, a in measured[:6])
-        found.append(
-            ("held-out accuracy, best" if len(measured) > 1 else "held-out accuracy", share(best), said + rows)
-        )
+        found.append((f"held-out accuracy of {short(name, 24)}", share(last), said + rows))
     for q in data["quantization"][:2]:
         m = q["metrics"]
         if _numbers(m, "size_bytes", "source_size_bytes"):
@@ -52,6 +52,13 @@ def tiles(data: Data) -> str:
     cards = "".join(f"<div><dt>{text(name)}</dt><dd><b>{text(v)}</b> <span>{text(more)}</span></dd></div>"
                     for name, v, more in found)  # fmt: skip
     return f'<dl class="tiles">{cards}</dl>'
+
+
+def shipped(data: Data, measured: Sequence[tuple[str, float]]) -> tuple[str, float]:
+    """The last form whose model the run made, which is what ships; the last one where all are from outside."""
+    made = {s["name"] for s in data["stages"] for i in s["inputs"]
+            if i["name"] in ("model", "adapter") and i["artifact"]}  # fmt: skip
+    return next((m for m in reversed(measured) if m[0].partition(".")[0] in made), measured[-1])
 
 
 def _numbers(m: Data, *names: str) -> bool:

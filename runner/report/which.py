@@ -3,7 +3,7 @@ of its record (`runner ps --all --json`). Both become the same value."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,8 +47,9 @@ class Shown:
         return self.status == "running"
 
 
-def meant(store: Store, history: History, word: str = "") -> Shown:
-    """The run that a word means; the newest without one. Raises UserError where there is none."""
+def meant(store: Store, history: History, word: str = "", note: Callable[[str], None] = lambda _: None) -> Shown:
+    """The run that a word means; without one the newest that made something or is under way, or else the newest.
+    Raises UserError where there is none."""
     runs = {str(r.id): r for r in history.runs()}
     if word and not word.isdigit():
         return _everybodys(store, word.removesuffix(".json"))
@@ -56,6 +57,13 @@ def meant(store: Store, history: History, word: str = "") -> Shown:
         fix = "runner up makes one; those of others on this store: runner ps --all --json, and the name of one"
         raise UserError("there are no runs yet", fix=fix)
     number = str(int(word)) if word else next(iter(runs))
+    if not word:
+        made = history.productive()
+        telling = [n for n, r in runs.items() if r.id in made or r.status == "running"]
+        if telling and telling[0] != number:
+            note(f"run {number} made nothing ({runs[number].status}): this is run {telling[0]}; "
+                 f"the other: runner report {number}")  # fmt: skip
+            number = telling[0]
     if number not in runs:
         raise UserError(f"there is no run {number}", fix=f"the last one is {next(iter(runs))}; see runner ps")
     run = runs[number]

@@ -36,7 +36,8 @@ TABLE: list[tuple[str, tuple[str, ...], str, str]] = [
     ("a tag to remove that is not there", ("tag", "v3", "--delete", *OTHER), "'?v3", "tags|v1|runner tag"),
     ("--delete without a name", ("tag", "--delete", *OTHER), "--delete takes the name", "runner tag --delete NAME"),
     ("a result that is not there", ("verify", "b", *OTHER), "'b' is neither a stage", "stages: a; tags: v1"),
-    ("an output that is not there", ("verify", "a.model", *OTHER), "no output 'model'", "its outputs: out"),
+    ("an output that is not there", ("verify", "a.model", *OTHER), "stage a of other.yaml has no output 'model'",
+     "its only output is out: write a.out"),
     ("--all and words", ("verify", "--all", "a", *OTHER), "--all excludes words", "give one"),
     ("a stage that is not done", ("pull", "merged", "there"), "merged is not done", "runner up"),
     ("a copy to an address", ("pull", "a", "abfs://x/y", *OTHER), "abfs://x/y: pull brings", "runner push"),
@@ -49,7 +50,7 @@ TABLE: list[tuple[str, tuple[str, ...], str, str]] = [
     ("a word that is nothing", ("explain", "learning_rat"), "did you mean 'learning_rate'", "runner explain"),
     ("a shell that is not there", ("completion", "tcsh"), "tcsh", "runner completion --help"),
     ("a store that is a file", ("up", "--set", "store=rows.jsonl", "other.yaml"), "rows.jsonl", "."),
-    ("a store below a file, checked", ("check", "--set", "store=rows.jsonl/s"), "--set store: .*below a file",
+    ("a store below a file, checked", ("check", "--set", "store=rows.jsonl/s"), "--set store: rows.jsonl is a file",
      "give a folder"),
     ("a driver that is not there", ("plan", "--set", "store=nosuch://x/y", "other.yaml"), "nosuch", "."),
 ]  # fmt: skip

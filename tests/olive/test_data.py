@@ -40,10 +40,10 @@ TEXT_A = {"values": "python", "template": "{a}", "special_tokens_as_text": True}
 @pytest.mark.parametrize("generation, given, wanted", [
     ("A", {"text_template": "{a}", "source_max_len": 64, "corpus_strategy": "join"},
      {**TEXT_A, "strategy": "join", "max_length": 64, "joiner": "", "keep_last_full": False, "loss_on_pad": False,
-      "empty_rows": "keep"}),
+      "hide_pad": True, "empty_rows": "keep"}),
     ("A", {"text_template": "{a}", "source_max_len": 64},  # a row each, padded
      {**TEXT_A, "strategy": "line", "max_length": 64, "pad": True, "short_rows": "keep", "loss_on_pad": False,
-      "empty_rows": "keep"}),
+      "hide_pad": True, "empty_rows": "keep"}),
     ("A", {"text_cols": "a", "source_max_len": 64, "pad_to_max_len": False, "use_attention_mask": False,
            "drop_short_sequences": True, "add_special_tokens": False, "max_samples": 9},
      {"columns": ["a"], "end_token": "none", "strategy": "line", "max_length": 64, "pad": False, "short_rows": "drop",
@@ -56,11 +56,11 @@ TEXT_A = {"values": "python", "template": "{a}", "special_tokens_as_text": True}
     ("A", {"text_template": "{a}", "source_max_len": 64, "corpus_strategy": "line-by-line-random", "max_samples": 5,
            "random_seed": 3, "pad_to_max_len": False},
      {**TEXT_A, "strategy": "line-random", "max_length": 64, "max_sequences": 5, "draws": 10, "draw_seed": 3,
-      "pad": False, "short_rows": "keep", "loss_on_pad": False, "empty_rows": "keep"}),
+      "pad": False, "short_rows": "keep", "loss_on_pad": False, "hide_pad": True, "empty_rows": "keep"}),
     ("A", {"dataset_type": "pair", "source_max_len": 64, "target_max_len": 16, "ignore_source_in_labels": False},
      {"prompt_field": "input", "completion_field": "output", "loss": "all", "special_tokens_as_text": True,
       "strategy": "line", "prompt_max_length": 64, "max_length": 80, "pad": True, "short_rows": "keep",
-      "loss_on_pad": False, "empty_rows": "keep"}),
+      "loss_on_pad": False, "hide_pad": True, "empty_rows": "keep"}),
     ("B", {},  # the column `text`, joined with an empty line
      {"columns": ["text"], "special_tokens_as_text": True, "strategy": "join", "max_length": 1024, "joiner": "\n\n",
       "keep_last_full": False, "empty_rows": "drop"}),
@@ -173,7 +173,7 @@ def test_a_data_config_inside_a_pass(make: Callable[..., Made]):
     ("B", {"split": "train"}, {}, "has no data_name"),
     ("B", {"data_name": "json"}, {}, "there are no data_files"),
     ("B", {"data_name": "text", "data_files": "a.txt"}, {}, "are not read here"),
-    ("B", {"data_name": "rows"}, {}, "is no folder here and no data set's name"),
+    ("B", {"data_name": "rows"}, {}, "is neither a folder here nor a data set's name"),
     ("B", {**LOAD, "data_files": {"test": "b.json"}}, {}, "has no split 'train'"),
 ])  # fmt: skip
 def test_what_cannot_be_prepared(generation: str, load: Config, given: Config, words: str, wrong: Callable[..., str]):

@@ -1,13 +1,15 @@
 """Generation A and its attention mask: what is hidden and what is trained, by numbers, on the example model.
 
-Its mask is `id != pad`, everywhere in a sequence, and the labels follow it. Here pad tokens are not trained, and
-nothing is hidden. Behind a row's end that is the same; within a block of joined rows it is not, where the pad token is
-also the one that ends a row, as it is with Phi-3. `docs/olive.md` says so, and the import tells who is concerned.
+Its mask is `id != pad`, everywhere in a sequence, and the labels follow it: also within a block of joined rows, where
+the pad token is the one that ends a row, as it is with Phi-3. What is imported trains with the same mask: the rows go
+through `prepare-data` with the imported parameters and through the backward of the training stages, and Olive's
+sequences (`olive_data.oracle`) through transformers.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,36 +20,83 @@ from olive_data import oracle
 from olive_data.cases import Case
 
 from runner.olive.convert import Made
-from runner.olive.section import CHANGED, USED
+from runner.olive.section import USED
 
 KEYS = {"text_template": "### Text: {phrase}\n### The tone is:\n{tone}", "max_len": 64}
+JOINED = {**KEYS, "strategy": "join"}
+ROWS = 12
+OF_THE_SOURCE = ("files", "split", "where", "test_split", "test_fraction", "test_sequences", "split_seed")
 
 
-@pytest.fixture(scope="module")
-def gradients(examples: Path) -> Callable[..., tuple[float, Any]]:
-    """`gradients(keys, hidden)`: the mean loss over some sequences of generation A, and the gradient of all layers;
-    with pad tokens `hidden`, as Olive had them, or seen and not trained, as here."""
+def imported(make: Callable[..., Made], keys: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of prepare-data that an import gives for these keys of generation A."""
+    config = own_configs()["pages"]
+    config["data_configs"][0]["pre_process_data_config"]["params"] = Case("A", "", keys).olive()
+    return next(d for d in make(config).stages if d.uses == "prepare-data").params.values
+
+
+@pytest.fixture
+def both(examples: Path, tmp_path: Path, make: Callable[..., Made]) -> Callable[..., tuple[Any, Any, Any]]:
+    """`both(keys)`: of Olive's way and of ours: the mean loss over some sequences, and the gradient of an adapter; and
+    the token that is hidden. `hide=False` leaves away what hides."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from microstages.artifact import open_artifact
+    from microstages.dataset import load_split
+    from microstages_prepare_data.cli import main
+    from microstages_training import attention
+    from microstages_training.base import add_adapter, load_base
+    from microstages_training.batches import Examples
+    from microstages_training.model import Model
+    from microstages_training.settings import Settings
+    from transformers import AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(
-        examples / "tiny-phi3", dtype=torch.float32, attn_implementation="eager"
-    )
-    model.config.use_cache = False
-    tokenizer = AutoTokenizer.from_pretrained(examples / "tiny-phi3")
-    assert tokenizer.pad_token == tokenizer.eos_token
-    rows = [json.loads(line) for line in (examples / "tones.jsonl").read_text().splitlines()[:12]]
+    def prepared(keys: dict[str, Any], hide: bool) -> Any:
+        values = {k: v for k, v in imported(make, keys).items() if k not in OF_THE_SOURCE}
+        assert values["hide_pad"]
+        flags = []
+        for name, value in {**values, "hide_pad": hide, "max_rows": ROWS, "test_fraction": 0}.items():
+            flag = name.replace("_", "-")
+            flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        out, source = tmp_path / f"data-{hide}", examples / "tones.jsonl"
+        before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+        code = main.main(
+            ["--source", str(source), "--model", str(examples / "tiny-phi3"), "--output", str(out), *flags]
+        )
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        assert code == 0
+        return open_artifact(str(out), ["dataset"])
 
-    def run(keys: dict[str, Any], hidden: bool) -> tuple[float, Any]:
-        case = Case("A", "", {**KEYS, **keys})
-        found = oracle.sequences(rows, tokenizer, "A", case.all_keys)
+    def run(keys: dict[str, Any], hide: bool = True) -> tuple[Any, Any, Any]:
+        attention.register()
+        dataset = prepared(keys, hide)
+        data, hidden = Examples(load_split(dataset, "train")), dataset.metadata.get("hidden_token_id")
+        causal = load_base(examples / "tiny-phi3", Settings(), torch.device("cpu"), "fp32")
+        peft = add_adapter(causal, Settings(rank=4, alpha=8.0))
+        model = Model(causal.eval(), peft, torch.device("cpu"), "fp32", hidden=hidden)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, p in model.trained:
+                if "lora_B" in name:
+                    p.normal_(std=0.1)
+
+        tokenizer = AutoTokenizer.from_pretrained(examples / "tiny-phi3")
+        assert tokenizer.pad_token == tokenizer.eos_token
+        lines = (examples / "tones.jsonl").read_text().splitlines()[:ROWS]
+        found = oracle.sequences([json.loads(line) for line in lines], tokenizer, "A", Case("A", "", keys).all_keys)
         ids, labels = (torch.tensor([s[n] for s in found]) for n in (0, 1))
-        assert bool((labels[ids == tokenizer.pad_token_id] == oracle.IGNORED).all())
-        more = {"attention_mask": (ids != tokenizer.pad_token_id).long()} if hidden else {}
-        model.zero_grad()
-        loss = model(input_ids=ids, labels=labels, **more).loss
+        seen = (ids != tokenizer.pad_token_id).long()
+        loss = causal(input_ids=ids, labels=labels, attention_mask=seen).loss
         loss.backward()
-        return float(loss.detach()), torch.cat([p.grad.flatten() for p in model.model.layers.parameters()])
+        olive = float(loss.detach()), torch.cat([p.grad.flatten() for _, p in model.trained])
+
+        causal.zero_grad()
+        model.choose(longest=64)
+        batch = data.micro_batch(range(len(data)))
+        assert len(batch.targets) == int((labels[:, 1:] != oracle.IGNORED).sum())
+        total = model.backward(batch, len(batch.targets))
+        ours = float(total) / len(batch.targets), torch.cat([p.grad.flatten() for _, p in model.trained])
+        return olive, ours, hidden
 
     return run
 
@@ -57,35 +106,45 @@ def apart(one: Any, other: Any) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def test_behind_a_row_it_is_the_same(gradients: Callable[..., tuple[float, Any]]):
-    olive, ours = (gradients({}, hidden) for hidden in (True, False))
+def test_within_a_block_what_ends_a_row_is_hidden(both: Callable[..., Any]):
+    olive, ours, hidden = both(JOINED)
+    assert hidden == 0
     assert ours[0] == pytest.approx(olive[0], abs=1e-5)
     assert apart(ours[1], olive[1]) < 1e-4
 
 
-def test_within_a_block_it_is_not(gradients: Callable[..., tuple[float, Any]]):
-    olive, ours = (gradients({"strategy": "join"}, hidden) for hidden in (True, False))
+def test_seen_it_would_train_something_else(both: Callable[..., Any]):
+    olive, ours, hidden = both(JOINED, hide=False)
+    assert hidden is None
     assert abs(ours[0] - olive[0]) > 0.01
-    assert 0.1 < apart(ours[1], olive[1]) < 1
+    assert apart(ours[1], olive[1]) > 0.1
 
 
-@pytest.mark.parametrize("given, how", [
-    ({}, None), ({"use_attention_mask": True}, CHANGED), ({"use_attention_mask": False}, USED),
-    ({"corpus_strategy": "line-by-line", "use_attention_mask": True}, USED),
-    ({"corpus_strategy": "line-by-line"}, None),
-])  # fmt: skip
-def test_who_is_concerned_is_told(given: dict[str, Any], how: str | None, make: Callable[..., Made]):
+def test_behind_a_row_nothing_has_to_be_hidden(both: Callable[..., Any]):
+    olive, ours, hidden = both(KEYS)
+    assert hidden is None  # so examples go flat, faster
+    assert ours[0] == pytest.approx(olive[0], abs=1e-5)
+    assert apart(ours[1], olive[1]) < 1e-4
+
+
+@pytest.mark.parametrize("strategy", [{}, {"corpus_strategy": "line-by-line"}])
+@pytest.mark.parametrize("given", [None, True, False])
+def test_the_mask_becomes_parameters(strategy: dict[str, Any], given: bool | None, make: Callable[..., Made]):
     config = own_configs()["pages"]
     inside = config["data_configs"][0]["pre_process_data_config"]["params"]
     del inside["use_attention_mask"]
-    inside.update(given, pad_to_max_len=True)
+    asked = {} if given is None else {"use_attention_mask": given}
+    inside.update(strategy, pad_to_max_len=given is not False, **asked)
     made = make(config)
+    values = next(d for d in made.stages if d.uses == "prepare-data").params.values
+    masked = given is not False
+    assert values["loss_on_pad"] is not masked
+    assert values.get("hide_pad", False) is masked
     found = [f.how for f in made.report.fates if f.path.endswith("use_attention_mask")]
-    assert found == ([how] if how else [])
-    joined = given.get("corpus_strategy", "join") == "join"
-    assert any("has no use_attention_mask" in n for n in made.report.notes) == (joined and how is None)
+    assert found == ([] if given is None else [USED])
+    assert not any("use_attention_mask" in n for n in made.report.notes)
 
 
 def test_the_page_says_so():
     text = " ".join((ROOT / "docs" / "olive.md").read_text().split())
-    assert "**Hidden pad tokens.**" in text
+    assert "**Hidden pad tokens.**" in text and "So does `hide_pad`" in text

@@ -58,10 +58,11 @@ class Case:
         """The same in parameters of prepare-data."""
         k = self.all_keys
         pad_to_max = k.get("pad_to_max_len", True)
+        masked = self.generation == "A" and k["use_attention_mask"]
         out: dict[str, Any] = {
             "values": "python", "deduplicate": False, "test_fraction": 0, "end_token": "none",
             "max_length": k["max_len"], "empty_rows": "keep" if self.generation == "A" else "drop",
-            "loss_on_pad": not (self.generation == "A" and k["use_attention_mask"]),
+            "loss_on_pad": not masked, "hide_pad": masked,
         }  # fmt: skip
         if k["add_special_tokens"] and not k.get("chat_template"):
             out["special_tokens_as_text"] = True

@@ -66,7 +66,7 @@ def test_all_mistakes_are_told_of_keys_files_secrets_and_targets_at_once(folder,
     assert not out
     for told in (
         "pipeline.yaml:3:8: stage there runs on far, and the store 'rows.jsonl/store' is a folder of this machine",
-        "pipeline.yaml:3:8: the store ",
+        "pipeline.yaml:3:8: rows.jsonl is a file, so it cannot hold the store ",
         "pipeline.yaml:5:37: target far: the secret HUB_TOKEN is not set",
         "pipeline.yaml:10:22: input source of stage data: ",
         "(did you mean 'rows.jsonl'?)",

@@ -187,7 +187,7 @@ def test_the_table_at_the_end_sets_predictions_side_by_side(project):
         assert "                   base   tuned\n" in out
         assert "accuracy          0.000   0.938\n" in out
         assert "decode tokens/s   1,234   1,234\n" in out or "decode tokens/s   1,235   1,235\n" in out
-        assert "model size       2.5 MB  2.5 MB\n" in out
+        assert "weights          2.5 MB  2.5 MB\n" in out
         assert re.search(r"^onnx \(onnx-model\): \.runner/store/artifacts/export/\w+/[\w-]+/out$", out, re.MULTILINE)
 
 

@@ -259,7 +259,7 @@ def _configuration(context: str) -> tuple[Configuration, str, str]:
     try:
         known, current = config.list_kube_config_contexts(config_file=file)
     except (ConfigException, yaml.YAMLError, ValueError, OSError, TypeError, KeyError, AttributeError) as error:
-        what = f"this is no kubeconfig: {' '.join(str(error).split())}"
+        what = f"this is not a kubeconfig: {' '.join(str(error).split())}"
         raise UserError(what, where=file, fix="see `kubectl config view`") from None
     names = {str(entry["name"]): entry for entry in known}
     if context and context not in names:

@@ -88,7 +88,7 @@ def ended(pod: Object) -> bool:
 
 
 def clear(pod: Object) -> bool:
-    """Whether it says how its container ended. One that is deleted may be called failed before its program has ended."""
+    """Whether it says how its container ended. One that is deleted may be called failed before its program ended."""
     return "terminated" in state(pod) and not taken(pod)
 
 

@@ -128,8 +128,9 @@ class Watch:
         if uid not in self.pods:
             self._asked_nodes = False
         self.pods[uid] = pod
+        over = self._over_with(uid, pod)
         for container, ended in pods.begun(pod).items():
-            self.words.carry(pods.name(pod), uid, container, pods.index(pod), ended or pods.ended(pod))
+            self.words.carry(pods.name(pod), uid, container, pods.index(pod), ended or over)
 
     def _is_pending(self) -> bool:
         live = [p for u, p in self.pods.items() if u not in self.gone and not pods.ended(p)]

@@ -165,6 +165,8 @@ def main(
         build_seconds=built["build_seconds"],
         build_peak_memory_bytes=built["peak_memory_bytes"],
     )
+    if template := model.metadata.get("template"):
+        output.metadata["template"] = template  # how its prompts were written: infer and the model card tell it
     if place:
         output.metadata["folder"] = place
         run.log(f"AI Toolkit wants it in ~/.aitk/models/{place}; runner pull puts it there")

@@ -75,7 +75,7 @@ def parse(ep: str, pairs: Sequence[str]) -> dict[str, str]:
         if key not in EXTRA:
             raise UserError(
                 f"unknown option {key!r}{nearest(key, [*EXTRA, *OWN])}", where=where,
-                fix=f"known are {', '.join(EXTRA)}",
+                fix=f"known: {', '.join(EXTRA)}",
             )  # fmt: skip
         values, providers = EXTRA[key]
         if value.lower() not in values:

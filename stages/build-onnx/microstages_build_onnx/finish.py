@@ -63,7 +63,7 @@ def foundry(source: Source, folder: Path, name: str) -> None:
         prompt = source.text.render([{"role": "user", "content": HOLE}], add_generation_prompt=True)
     if prompt.count(HOLE) != 1:
         what = "its chat template changes a message, which Foundry Local's templates cannot do"
-        raise UserError(what, where="--layout", fix="leave --layout away")
+        raise UserError(what, where="--layout", fix="leave --layout out")
     _write(folder / "inference_model.json", {"Name": name, "PromptTemplate": {"assistant": HOLE, "prompt": prompt}})
 
 

@@ -127,7 +127,7 @@ def resolve(
         return Asked(precision, ep, shared_embeddings=shared, flags=flags, extra=extra)
 
     if block_size & (block_size - 1):
-        raise UserError(f"{block_size} is no power of two", where="--block-size", fix="use 16, 32, 64, 128 or 256")
+        raise UserError(f"{block_size} is not a power of two", where="--block-size", fix="use 16, 32, 64, 128 or 256")
     method, mixed = ALGORITHMS[algorithm]
     mixed = mixed | _mixed(mixed_precision)
     upgraded = {k: BITS[v] for k, v in mixed.items()}

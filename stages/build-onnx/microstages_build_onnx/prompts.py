@@ -9,7 +9,7 @@ from typing import Any
 
 from microstages.artifact import Artifact
 from microstages.dataset import held_out
-from microstages.errors import UserError
+from microstages.errors import UserError, json_mistake
 from microstages.tokens import ModelText
 
 ROW = 'write one object a line: {"prompt": "…"} or {"messages": […]}'
@@ -121,7 +121,9 @@ def _parsed(content: str, where: str) -> Any:
     try:
         return json.loads(content)
     except ValueError as error:
-        raise UserError(f"this is not JSON: {error}", where=where, fix=ROW) from None
+        at, what = json_mistake(error)
+        column = at.rpartition(":")[2]
+        raise UserError(f"this is not JSON: {what}", where=f"{where}:{column}" if at else where, fix=ROW) from None
 
 
 def _prompt(row: Any, where: str, text: ModelText) -> str:

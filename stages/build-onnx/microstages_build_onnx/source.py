@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from microstages.artifact import Artifact
-from microstages.errors import UserError, nearest
+from microstages.errors import UserError, nearest, redo
 from microstages.tokens import ModelText, read_json
 
 from microstages_build_onnx.options import ModelShape
@@ -70,7 +70,9 @@ def read_source(model: Artifact) -> Source:
     if architecture not in ARCHITECTURES:
         what = f"the architecture {architecture} cannot be built" if architecture else "it names no architecture"
         hint = nearest(architecture, ARCHITECTURES) if architecture else ""
-        raise UserError(f"{what}{hint}", where=file, fix=f"known are {', '.join(ARCHITECTURES)}")
+        fix = "correct its field `architectures`, or give another model"
+        raise UserError(f"{what}{hint}", where=file, fix=fix if hint else f"its `architectures` must name one of "
+                        f"{', '.join(ARCHITECTURES)}")  # fmt: skip
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise UserError(
@@ -185,16 +187,16 @@ def _weights(folder: Path, files: tuple[str, ...]) -> tuple[int, int]:
             with path.open("rb") as f:
                 length = int.from_bytes(f.read(8), "little")
                 if length > size:
-                    raise ValueError("its header is longer than the file")
+                    raise ValueError("it is cut off or damaged")
                 header = json.loads(f.read(length))
             tensors = {k: v for k, v in header.items() if k != "__metadata__"}
             end = max((v["data_offsets"][1] for v in tensors.values()), default=0)
             if size != 8 + length + end:
-                raise ValueError(f"{size} bytes, not the {8 + length + end} that its header names")
+                whole = 8 + length + end
+                raise ValueError(f"it is cut off: {size:,} of {whole:,} bytes are there" if size < whole else
+                                 "more follows its end")  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"this is no whole safetensors file: {error}", where=path, fix="get or make the file again"
-            ) from None
+            raise UserError(f"this is not a whole safetensors file: {error}", where=path, fix=redo(path)) from None
         total += end
         parameters += sum(
             (v["data_offsets"][1] - v["data_offsets"][0]) // DTYPE_BYTES.get(v["dtype"], 1) for v in tensors.values()

@@ -11,7 +11,7 @@ from microstages.stage import Input, Output, Param, Run, stage
 
 from microstages_infer.decoding import Engine, Limits
 from microstages_infer.measure import Measure, Wish
-from microstages_infer.prompts import Row, Wrap, form_of, from_dataset, from_files
+from microstages_infer.prompts import Row, Wrap, follows, form_of, from_dataset, from_files
 from microstages_infer.sampling import Sampling
 
 
@@ -115,7 +115,7 @@ def main(
              "--served-name": (served_name, None), "--max-concurrent": (max_concurrent, 8),
              "--max-waiting": (max_waiting, 32), "--grace": (grace, 8.0)}  # fmt: skip
     if not serve and (strange := [flag for flag, (value, default) in where.items() if value != default]):
-        raise UserError("nothing is served", where=strange[0], fix="add --serve, or leave this away")
+        raise UserError("nothing is served", where=strange[0], fix="add --serve, or leave this out")
     _check(
         model=model, adapter=adapter, dataset=dataset, prompts=prompts, output=output, prompt=prompt, chat=chat,
         serve=serve, as_chat=as_chat, add_bos=add_bos, system=system, limit=limit, metric=metric, precision=precision,
@@ -126,10 +126,10 @@ def main(
         raise UserError(
             "nothing is drawn at temperature 0",
             where="--top-k" if top_k is not None else "--top-p",
-            fix="set --temperature above 0, or leave this away",
+            fix="set --temperature above 0, or leave this out",
         )
     if "" in stop:
-        raise UserError("a stop text must not be empty", where="--stop", fix="leave it away")
+        raise UserError("a stop text must not be empty", where="--stop", fix="leave it out")
     from microstages.machine import peak_memory
     from microstages.tokens import ModelText
 
@@ -151,12 +151,15 @@ def main(
     rows = rows[:limit]
     if dataset is None and rows and wrap.lacks_bos(rows[0].prompt):
         run.log("this tokenizer would begin a text with its bos token; here it begins as it is written (see --add-bos)")
+    form = next((f for a in (adapter, model) if a is not None and (f := form_of(a.metadata)) is not None), None)
+    if form is not None and dataset is None and not serve:
+        _check_form(run, form, wrap, rows)
     known = sum(r.reference is not None for r in rows)
     if metric not in ("auto", "none") and not known:
         raise UserError(
             f"no row has a reference, so {metric} cannot be told",
             where="--metric",
-            fix="give rows with a completion, or leave --metric away",
+            fix="give rows with a completion, or leave --metric out",
         )
     metric_ = "exact_match" if metric == "auto" else metric
     measure = Measure(wish, wrap, rows, dataset)
@@ -173,7 +176,6 @@ def main(
         run.warn("the model names no end token: every answer runs until its most tokens")
     _check_vocabulary(dataset, engine, run)
     if place is not None:
-        form = next((f for a in (adapter, model) if a is not None and (f := form_of(a.metadata)) is not None), None)
         place.serve(model, engine, wrap, sampling, tuple(stop), max_new_tokens, form)
     limits = Limits(
         batch.new_tokens(engine, rows, max_new_tokens) if rows else max_new_tokens or batch.NEW_TOKENS, tuple(stop)
@@ -194,8 +196,8 @@ def main(
     marks, facts = scoring.score(rows, answers, metric_, normalize)
     measured = measure.run(run.report, engine, answers, batch_size, output.path)
     batch.write(output.path / "predictions.jsonl", rows, answers, marks, measured.losses)
-    form = "onnx" if model.kind == "onnx-model" else "adapter" if adapter else "model"
-    output.metadata.update(form=form, max_new_tokens=limits.new_tokens, rows_digest=measure.digest, **facts)
+    kind = "onnx" if model.kind == "onnx-model" else "adapter" if adapter else "model"
+    output.metadata.update(form=kind, max_new_tokens=limits.new_tokens, rows_digest=measure.digest, **facts)
     if reference is not None:
         output.metadata["reference"] = reference.digest
     output.metrics.update(
@@ -249,24 +251,25 @@ def _check(
         raise UserError("there is no place for the predictions", where=given[0], fix="give --output, a new folder")
     if (chat or serve) and output is not None:
         what = "a chat" if chat else "a server"
-        raise UserError(f"{what} writes no predictions", where="--output", fix="leave it away")
+        raise UserError(f"{what} writes no predictions", where="--output", fix="leave it out")
     if not many and limit is not None:
-        raise UserError("there are no rows to limit", where="--limit", fix="leave it away")
+        raise UserError("there are no rows to limit", where="--limit", fix="leave it out")
     if not many and metric not in ("auto", "none"):
-        raise UserError("there are no rows to compare", where="--metric", fix="leave it away")
+        raise UserError("there are no rows to compare", where="--metric", fix="leave it out")
     if as_chat and given[0] in ("--dataset", "--chat", "--serve"):
         already = (
             "the held-out rows are text as the model was trained on" if dataset else "a chat is in its form already"
         )
-        raise UserError(already, where="--as-chat", fix="leave it away")
+        raise UserError(already, where="--as-chat", fix="leave it out")
     if add_bos and (as_chat or chat or dataset is not None):
         raise UserError(
             "the text of this is not bare: its template or data set says how it begins",
             where="--add-bos",
-            fix="leave it away",
+            fix="leave it out",
         )
     if system is not None and not (chat or serve or as_chat or prompts is not None):
-        raise UserError("a system message needs a chat", where="--system", fix="add --as-chat, or leave it away")
+        what = "a system message needs a chat, and this prompt is bare text"
+        raise UserError(what, where="--system", fix="add --as-chat, or leave --system out")
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty", where="--prompt", fix="say something")
     if model.kind == "onnx-model":
@@ -280,7 +283,7 @@ def _check(
             raise UserError(
                 "an ONNX model has the precision that it was built with",
                 where="--precision",
-                fix="leave it away, or build the model with another one",
+                fix="leave it out, or build the model with another one",
             )
 
 
@@ -309,6 +312,14 @@ def _check_vocabulary(dataset: Artifact | None, engine: Engine, run: Run) -> Non
             f"the data set was prepared for a tokenizer of {theirs:,} entries, the model's has {ours:,}: its prompts "
             "may not be in this model's form"
         )
+
+
+def _check_form(run: Run, form: str, wrap: Wrap, rows: list[Row]) -> None:
+    """Say how the prompts were written that the model was tuned on, where none here is; no rows: a chat."""
+    bos = wrap.text.special("bos_token") or ""
+    if not any(follows(form, r.prompt) or follows(form, r.prompt.removeprefix(bos)) for r in rows):
+        what = "these prompts are" if len(rows) > 1 else "this prompt is" if rows else "a chat is"
+        run.log(f"it was tuned on prompts of the form {form!r}, and {what} not: its answers may be worse")
 
 
 def _weight(artifact: Artifact) -> int:

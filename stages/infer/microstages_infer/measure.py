@@ -52,7 +52,7 @@ class Wish:
             raise UserError(
                 "the scores come from reading the right answers, as the loss does",
                 where=scored[0],
-                fix="leave --loss no away",
+                fix="leave --loss no out",
             )
 
 
@@ -73,7 +73,7 @@ class Measure:
         self._found: list[Forced | None] = sequences(wrap.text, rows, end) if wish.reads else []
         if wish.loss == "yes" and not any(self._found):
             what = "no row has a completion, so there is no loss"
-            raise UserError(what, where="--loss", fix="give rows with a completion, or leave --loss away")
+            raise UserError(what, where="--loss", fix="give rows with a completion, or leave --loss out")
         self.digest = rows_digest(rows)
         self._kept = Kept.open(wish.reference) if wish.reference is not None else None
         if self._kept is not None:

@@ -44,7 +44,7 @@ class OnnxEngine:
             raise UserError(
                 f"this model was built for {self.device}; it cannot run on {device}",
                 where=model.uri,
-                fix=f"build it for {device} (build-onnx --execution-provider {device}), or leave --device away",
+                fix=f"build it for {device} (build-onnx --execution-provider {device}), or leave --device out",
             )
         self.precision = str(model.metadata.get("precision", "as built"))
         self.text = ModelText(model.path)

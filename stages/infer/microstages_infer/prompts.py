@@ -8,6 +8,7 @@ last of the `messages` where the assistant says it.
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from microstages.artifact import Artifact
 from microstages.dataset import held_out
-from microstages.errors import UserError
+from microstages.errors import UserError, json_mistake
 from microstages.tokens import ModelText
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -46,7 +47,7 @@ class Wrap:
             return prompt
         bos = self.text.special("bos_token")
         if bos is None:
-            raise UserError("the model's tokenizer names no bos_token", where="--add-bos", fix="leave it away")
+            raise UserError("the model's tokenizer names no bos_token", where="--add-bos", fix="leave it out")
         return prompt if prompt.startswith(bos) else bos + prompt
 
     def lacks_bos(self, prompt: str) -> bool:
@@ -61,12 +62,38 @@ class Wrap:
 
 
 def form_of(metadata: Mapping[str, Any]) -> str | None:
-    """How the prompts were written that a model or an adapter was tuned on, where its manifest tells of a template."""
+    """How the prompts were written that a model or an adapter was tuned on, where its manifest tells of a template.
+
+    As there: {field} for what differs, {{ and }} for braces. Spaces before the answer belong to the answer.
+    """
     said = metadata.get("template")
-    if not isinstance(said, Mapping) or said.get("kind") != "template" or not isinstance(said.get("template"), str):
+    if not isinstance(said, Mapping):
         return None
-    completion = said.get("completion")
-    return str(said["template"]).partition(f"{{{completion}}}")[0] if completion else str(said["template"])
+    kind, completion = said.get("kind"), said.get("completion")
+    form = said.get({"template": "template", "templates": "prompt_template"}.get(str(kind), ""))
+    if not isinstance(form, str):
+        return None
+    if kind == "template" and completion:
+        form = form.rpartition(f"{{{completion}}}")[0].rstrip(" ")
+    return form or None
+
+
+def follows(form: str, prompt: str) -> bool:
+    """Whether a prompt may have been written by a template; true too where the template cannot be read."""
+    texts = [""]
+    try:
+        for text, field, _, _ in string.Formatter().parse(form):
+            texts[-1] += text
+            texts += [] if field is None else [""]
+    except ValueError:
+        return True
+    first, *between, last = texts if len(texts) > 1 else [texts[0], ""]
+    at = len(first) if prompt.startswith(first) else -1
+    for text in between:
+        at = prompt.find(text, at) + len(text) if at >= 0 and text in prompt[at:] else -1
+    if len(texts) == 1:
+        return prompt == first
+    return at >= 0 and len(prompt) - len(last) >= at and prompt.endswith(last)
 
 
 def from_dataset(dataset: Artifact) -> tuple[list[Row], int]:
@@ -139,9 +166,11 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UserError(
-            f"this is not JSON: {error}", where=where, fix=f"{_FORMS}; plain text prompts go in a .txt file"
-        ) from None
+        at, what = json_mistake(error)
+        if ":" in where.rpartition("/")[2]:  # one line of the file
+            at = at and f":{at.rpartition(':')[2]}"
+        fix = f"{_FORMS}; plain text prompts go in a .txt file"
+        raise UserError(f"this is not JSON: {what}", where=f"{where}{at}", fix=fix) from None
 
 
 def _row(value: Any, where: str, wrap: Wrap) -> Row:

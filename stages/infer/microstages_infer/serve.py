@@ -64,7 +64,7 @@ def key_of(settings: Settings) -> str | None:
         key = key.strip()
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             fix = "take letters, digits and signs of ASCII in one line, such as `openssl rand -hex 24` makes"
-            raise UserError("this is no key", where=where, fix=fix)
+            raise UserError("this is not a key", where=where, fix=fix)
         return key
     if not _own(settings.host):
         raise UserError(

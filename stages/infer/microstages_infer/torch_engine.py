@@ -212,7 +212,7 @@ def _device(wanted: str) -> str:
         raise UserError(
             "there is no CUDA device here, or this torch was built without CUDA",
             where="--device cuda",
-            fix="leave --device away to use the CPU, or install a CUDA build of torch",
+            fix="leave --device out to use the CPU, or install a CUDA build of torch",
         )
     return "cuda" if there and wanted != "cpu" else "cpu"
 

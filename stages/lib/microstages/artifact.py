@@ -170,7 +170,7 @@ def outside_files(path: Path) -> tuple[Path, dict[str, Path]]:
     if glob.has_magic(text):
         matches = [Path(m) for m in sorted(glob.glob(text, recursive=True)) if Path(m).is_file()]
         if not matches:
-            raise UserError("no file matches this pattern", where=path, fix="check the pattern")
+            raise UserError("no file matches this pattern", where=path, fix="check the pattern and the folder")
         root = Path(os.path.commonpath([m.parent for m in matches]))
         return root, {m.relative_to(root).as_posix(): m for m in matches}
     parent = path.parent
@@ -229,6 +229,9 @@ def _refuse_pickles(uri: str, kind: str, files: Sequence[str]) -> None:
                 where=uri,
                 fix="convert them: model.save_pretrained(folder, safe_serialization=True) on a machine you trust",
             )
+        if kind == "adapter":
+            what = "there are no weights (adapter_model.safetensors) in it"
+            raise UserError(what, where=uri, fix="get it again, or train the adapter again")
         raise UserError(
             "there are no weights (*.safetensors) in it", where=uri, fix="check that the download is complete"
         )

@@ -80,6 +80,45 @@ def as_user_error(error: BaseException | None) -> UserError | None:
     return from_os_error(error) if isinstance(error, OSError) else None
 
 
+_JSON = {
+    "Expecting property name enclosed in double quotes": "a name in double quotes is wanted",
+    "Expecting value": "a value is wanted",
+    "Expecting ',' delimiter": "a comma or a closing bracket is wanted",
+    "Expecting ':' delimiter": "a colon is wanted",
+    "Extra data": "more follows its end",
+    "Unterminated string starting at": "a text has no closing quote",
+    "Invalid control character at": "a line break or a tab in a text must be written as \\n or \\t",
+    "Invalid \\escape": "a backslash in a text must be written twice",
+    "Invalid \\uXXXX escape": "\\u needs four hexadecimal digits",
+}
+
+
+def json_mistake(error: ValueError) -> tuple[str, str]:
+    """What the json module complains of: the place (`:line:column`, or empty), and in plain words what is wrong."""
+    import json
+
+    if not isinstance(error, json.JSONDecodeError):
+        if isinstance(error, UnicodeDecodeError):
+            return "", "it is not UTF-8 text"
+        return "", "a number has too many digits" if "digits" in str(error) else str(error)
+    place = f":{error.lineno}:{error.colno}"
+    if not error.doc.strip():
+        return place, "it is empty"
+    if error.pos >= len(error.doc.rstrip()):
+        return place, "it ends too early"
+    if error.doc[error.pos : error.pos + 1] == "'":
+        return place, "names and texts take double quotes, not single ones"
+    return place, _JSON.get(error.msg.rstrip(": "), error.msg[:1].lower() + error.msg[1:])
+
+
+def redo(file: object) -> str:
+    """What to do about a file that is damaged."""
+    import os
+
+    made = os.path.basename(str(file)).startswith("adapter_")
+    return "get it again, or train the adapter again" if made else "get it again, or make it again"
+
+
 def nearest(word: str, known: object) -> str:
     """` (did you mean X?)` for the known word nearest to `word`, or the empty string."""
     import difflib

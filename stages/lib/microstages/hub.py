@@ -39,7 +39,7 @@ class Repository:
         found = re.fullmatch(r"hf://(datasets/|models/)?([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?", uri)
         if found is None:
             fix = "write hf://owner/name@revision, or hf://datasets/owner/name@revision/path"
-            raise UserError("this is no address of a repository", where=uri, fix=fix)
+            raise UserError("this is not the address of a repository", where=uri, fix=fix)
         kind, name, revision, path = found.groups()
         revision = (revision or "main").replace("%2F", "/")
         return Repository(uri, "dataset" if kind == "datasets/" else "model", name, revision, (path or "").strip("/"))

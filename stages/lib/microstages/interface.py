@@ -102,7 +102,7 @@ class ParamSpec:
                 raise ValueError(f"must be {self.wanted()}, not {value!r}")
             self._check_choice(value)
         if self.type in ("integer", "number") and not self._in_range(value):
-            raise ValueError(f"must be {self.wanted()}, not {value}")
+            raise ValueError(f"must be {self.wanted()}, not {value:.15g}")
         return value
 
     def _check_choice(self, value: str) -> None:
@@ -125,9 +125,9 @@ class ParamSpec:
         )
         limits = []
         if self.min is not None:
-            limits.append(f"above {self.min:g}" if self.exclusive_min else f"at least {self.min:g}")
+            limits.append(f"above {self.min:.15g}" if self.exclusive_min else f"at least {self.min:.15g}")
         if self.max is not None:
-            limits.append(f"below {self.max:g}" if self.exclusive_max else f"at most {self.max:g}")
+            limits.append(f"below {self.max:.15g}" if self.exclusive_max else f"at most {self.max:.15g}")
         return noun + (f" {' and '.join(limits)}" if limits else "")
 
 

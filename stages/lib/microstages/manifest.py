@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from microstages.digest import FileEntry, tree_digest
-from microstages.errors import DamagedError, UserError
+from microstages.errors import DamagedError, UserError, json_mistake, nearest
 
 MANIFEST = "artifact.json"
 REMEMBERED = ".verified.json"  # the local memory of hashes beside a manifest; no part of the artifact
@@ -60,13 +60,14 @@ class Manifest:
         The manifests written here end with a checksum of all that stands before it; one without is taken as it is.
         """
 
-        def broken(what: str) -> DamagedError:
-            return DamagedError(f"this manifest {what}", where=where, fix="the artifact is damaged: make it again")
+        def broken(what: str, fix: str = "the artifact is damaged: make it again", at: str = "") -> DamagedError:
+            return DamagedError(f"this manifest {what}", where=f"{where}{at}", fix=fix)
 
         try:
             value = json.loads(data)
         except ValueError as error:
-            raise broken(f"is not JSON: {error}") from None
+            at, what = json_mistake(error)
+            raise broken(f"is not JSON: {what}", at=at) from None
         if not isinstance(value, dict):
             raise broken("is not a JSON object")
         if value.get("schema") != SCHEMA:
@@ -82,7 +83,8 @@ class Manifest:
         except (KeyError, TypeError) as error:
             raise broken(f"lacks {error}") from None
         if kind not in (*KINDS, FILES):
-            raise broken(f"names the unknown kind {kind!r}")
+            fix = f"kinds: {', '.join((*KINDS, FILES))}; correct its `kind`, or make the artifact again"
+            raise broken(f"has the unknown kind {kind!r}{nearest(kind, (*KINDS, FILES))}", fix)
         if not all(isinstance(p, dict) for p in parts):
             raise broken("has metadata, metrics or provenance that is not an object")
         for f in files:

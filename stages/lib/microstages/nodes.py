@@ -110,7 +110,7 @@ class Nodes:
         if size <= 1:
             return Nodes()
         if not able:
-            raise UserError(f"{stage} runs on one node", where="MICROSTAGES_NODES", fix="leave it away")
+            raise UserError(f"{stage} runs on one node", where="MICROSTAGES_NODES", fix="leave it out")
         name = "MICROSTAGES_NODE_RANK" if "MICROSTAGES_NODE_RANK" in os.environ else "NODE_RANK"  # Azure ML's
         rank = _number(name, -1)
         if not 0 <= rank < size:
@@ -120,7 +120,7 @@ class Nodes:
         if not address:
             raise UserError("it is not set", where="MASTER_ADDR", fix="give the name or address of node 0")
         if not 0 < port < 1 << 16:
-            raise UserError(f"{port} is no port", where="MASTER_PORT", fix="give a number from 1 to 65535")
+            raise UserError(f"{port} is not a port", where="MASTER_PORT", fix="give a number from 1 to 65535")
         return Nodes(rank, size, address, port, log)
 
     @property
@@ -364,4 +364,4 @@ def _number(name: str, default: int) -> int:
     try:
         return int(text) if text else default
     except ValueError:
-        raise UserError(f"{text!r} is no whole number", where=name, fix="give a whole number") from None
+        raise UserError(f"{text!r} is not a whole number", where=name, fix="give a whole number") from None

@@ -41,6 +41,7 @@ from microstages.errors import (
     Stopped,
     UserError,
     as_user_error,
+    nearest,
 )
 from microstages.identity import code_identity, fingerprint
 from microstages.interface import InputSpec, Interface, OutputSpec, ParamSpec, StateSpec
@@ -94,7 +95,12 @@ class Stage:
             return result if isinstance(result, int) and result else code
         except TyperException as error:
             text = error.format_message() if hasattr(error, "format_message") else str(error)
-            print(f"{self.name}: error: {text}\n  see {self.name} --help", file=sys.stderr)
+            fix = f"see {self.name} --help"
+            if type(error).__name__ == "NoSuchOption":
+                flag = str(getattr(error, "option_name", ""))
+                text, near = f"there is no flag {flag}", nearest(flag, self._flags())
+                fix = near.strip(" ()").replace("'", "") or fix
+            print(f"{self.name}: error: {text}\n  {fix}", file=sys.stderr)
             return EXIT_USER
         except (KeyboardInterrupt, EOFError):
             return EXIT_STOPPED
@@ -141,6 +147,13 @@ class Stage:
             type_, mark = get_args(hint)[:2]
             out[name] = (type_, mark, p.default)
         return out
+
+    def _flags(self) -> list[str]:
+        interface = self.interface()
+        yes = [f.flag for f in interface.inputs.values()] + [f.flag for f in interface.outputs.values()]
+        yes += [f.flag for f in interface.params.values()]
+        no = [f"--no-{p.flag[2:]}" for p in interface.params.values() if p.type == "boolean"]
+        return [*yes, *no, *([interface.state.flag] if interface.state else [])]
 
     def _program(self, body: Callable[..., None]) -> Any:
         import typer
@@ -248,8 +261,10 @@ class Stage:
         try:
             params = interface.resolve(given)
         except ValueError as error:
-            name = str(error).split(" ")[0]
-            raise UserError(str(error), where="--" + name.replace("_", "-"), fix=f"see {self.name} --help") from None
+            name, _, what = str(error).partition(" ")
+            default = interface.params[name].default if name in interface.params else None
+            fix = f"see {self.name} --help" if default is None else f"leave it out for the usual value, {default}"
+            raise UserError(what, where="--" + name.replace("_", "-"), fix=fix) from None
         if nodes.rank == 0 and os.environ.get("MLFLOW_TRACKING_URI"):
             from microstages.mlflow import of_environment
 

@@ -20,7 +20,7 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from microstages.errors import UserError
+from microstages.errors import UserError, redo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,14 +69,14 @@ def read_shard(file: Path) -> Shard:
     """The header of a safetensors file, checked. Raises UserError where it is damaged or none."""
 
     def broken(what: str) -> UserError:
-        return UserError(f"this is no whole safetensors file: {what}", where=file, fix="get or make the file again")
+        return UserError(f"this is not a whole safetensors file: {what}", where=file, fix=redo(file))
 
     try:
         with file.open("rb") as f:
             size = os.fstat(f.fileno()).st_size
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or length > min(_MAX_HEADER, size - 8):
-                raise broken(f"its header would be {length:,} bytes in a file of {size:,}")
+                raise broken("it is cut off or damaged")
             raw = f.read(length)
     except FileNotFoundError:
         raise UserError("there is no such file", where=file, fix="check that the folder is complete") from None
@@ -89,8 +89,8 @@ def read_shard(file: Path) -> Shard:
             for name, v in value.items()
         ]
         ends = {name: begin + int(v["data_offsets"][1]) for name, v in value.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise broken(f"its header cannot be read ({error})") from None
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        raise broken("its header is damaged") from None
     found.sort(key=lambda t: (t.start, t.start + t.count))
     at = begin
     for t in found:
@@ -100,7 +100,7 @@ def read_shard(file: Path) -> Shard:
             raise broken(f"{t.name} does not lie where the header says")
         at += t.nbytes
     if at != size:
-        raise broken(f"{at:,} bytes are described, {size:,} are there")
+        raise broken(f"it is cut off: {size:,} of {at:,} bytes are there" if size < at else "more follows its end")
     return Shard(file, length.to_bytes(8, "little") + raw, metadata, tuple(found))
 
 
@@ -193,7 +193,7 @@ def model_files(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         files = [folder / n for n in names if Path(n).name == n]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"this index cannot be read ({error})", where=index, fix="get or make the file again") from None
+        raise UserError(f"this index cannot be read ({error})", where=index, fix=redo(index)) from None
     if len(files) != len(names) or not files:
         raise UserError("this index names files outside its folder, or none", where=index, fix="get the file again")
     for f in files:

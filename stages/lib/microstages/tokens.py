@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from microstages.errors import UserError
+from microstages.errors import UserError, json_mistake, redo
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -25,9 +25,10 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError("there is no such file", where=file, fix="check that the folder is complete") from None
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"this is not JSON: {error}", where=file, fix="get or make the file again") from None
+        at, what = json_mistake(error)
+        raise UserError(f"this is not JSON: {what}", where=f"{file}{at}", fix=f"correct it, or {redo(file)}") from None
     if not isinstance(value, dict):
-        raise UserError("this is not a JSON object", where=file, fix="get or make the file again")
+        raise UserError("this is not a JSON object", where=file, fix=redo(file))
     return value
 
 
@@ -52,9 +53,7 @@ class ModelText:
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises plain Exception
-            raise UserError(
-                f"this tokenizer cannot be read: {error}", where=file, fix="get or make the file again"
-            ) from None
+            raise UserError(f"this tokenizer cannot be read: {error}", where=file, fix=redo(file)) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer

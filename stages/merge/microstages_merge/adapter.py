@@ -135,7 +135,7 @@ def read_settings(folder: Path) -> Settings:
         for pattern in (*settings.rank_pattern, *settings.alpha_pattern):
             re.compile(pattern)
     except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
-        raise UserError(f"this is no LoRA configuration: {error!r}", where=where, fix="get the file again") from None
+        raise UserError(f"this is not a LoRA configuration: {error!r}", where=where, fix="get the file again") from None
     if settings.rank < 1 or any(r < 1 for r in settings.rank_pattern.values()):
         raise UserError("a rank is below 1", where=where, fix="get the file again")
     return settings
@@ -160,7 +160,7 @@ def read_adapter(folder: Path, weights: Weights) -> Adapter:
             continue  # what a module was before it was trained
         elif ".lora_" in name or "." not in name:
             raise UserError(
-                f"the tensor {full} is not understood", where=where, fix="this is no plain LoRA adapter of PEFT"
+                f"the tensor {full} is not understood", where=where, fix="this is not a plain LoRA adapter of PEFT"
             )
         else:
             adapter.whole[_WRAPPED.sub("", name)] = tensor
@@ -183,7 +183,7 @@ def _factors(module: str, found: Mapping[str, Tensor], settings: Settings, where
         )
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise UserError(
-            f"{module} is no linear layer or embedding: its lora_{kind}A has the shape {list(a.shape)}",
+            f"{module} is not a linear layer or embedding: its lora_{kind}A has the shape {list(a.shape)}",
             where=where,
             fix="only linear layers and embeddings are merged; ZeRO-3 and FSDP must gather weights before saving",
         )

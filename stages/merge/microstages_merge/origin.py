@@ -55,11 +55,11 @@ def quantizations(adapter: Artifact, base: Base, asked: Asked) -> dict[str, Quan
             raise UserError(
                 "it tells how the base was quantized, and the merge goes into the original weights",
                 where=flag[next(iter(given))],
-                fix="add --base dequantized, or leave it away",
+                fix="add --base dequantized, or leave it out",
             )
         if isinstance(record, Mapping) and record.get("loftq"):
             what = "the adapter began as what the quantization lost (LoftQ): it belongs to the dequantized base only"
-            raise UserError(what, where="--base", fix="leave --base away")
+            raise UserError(what, where="--base", fix="leave --base out")
         return {}
     if record is None:
         settings = {"type": "nf4", "double_quant": True, "compute_dtype": "bf16"} | given
@@ -72,7 +72,7 @@ def quantizations(adapter: Artifact, base: Base, asked: Asked) -> dict[str, Quan
             f"it was trained with {recorded.kind}, double quantization {'on' if recorded.double else 'off'}, "
             f"{recorded.compute}; you ask for something else",
             where=f"--adapter {adapter.uri}",
-            fix="leave --quant-type, --double-quant and --compute-dtype away",
+            fix="leave --quant-type, --double-quant and --compute-dtype out",
         )
     return dict.fromkeys(map(str, record["modules"]), recorded)
 

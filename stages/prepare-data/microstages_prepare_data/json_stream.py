@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from microstages.errors import UserError
+from microstages.errors import UserError, json_mistake
 
 BUFFER = 1 << 18  # characters read at once
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -111,11 +111,12 @@ class JsonStream:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _NEAR
                 if self._end or not cut:
                     self._at = min(error.pos, len(self._text))
-                    raise self._broken("the file ends within a value" if self._end and cut else error.msg) from None
+                    what = "the file ends within a value" if self._end and cut else json_mistake(error)[1]
+                    raise self._broken(what) from None
             except RecursionError:
                 raise self._broken("it is nested too deeply") from None
             except ValueError as error:  # a number of too many digits
-                raise self._broken(str(error)) from None
+                raise self._broken(json_mistake(error)[1]) from None
             self._fill(size)
             size *= 2
 

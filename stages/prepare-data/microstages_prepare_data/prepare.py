@@ -36,7 +36,10 @@ from microstages_prepare_data.write import Written, write_spans, write_split
 SMALL = 4 << 20  # bytes of source below which other processes do not pay
 LOOKED_AT = 100  # rows whose fields are looked at
 FIRST_BAD = 5  # bad rows whose place is reported
-_MEND = {"this is not UTF-8": "convert the file: iconv -f <its encoding> -t utf-8 (often cp1252)"}
+_MEND = {
+    "this is not UTF-8": "convert the file: iconv -f <its encoding> -t utf-8 (often cp1252)",
+    "this is not JSON: names and texts": "write the rows with a JSON library, such as json.dumps",
+}
 
 
 def prepare(
@@ -229,10 +232,11 @@ def _count(tally: reporting.Tally, encoded: Encoded, files: Files, settings: Set
     tally.empty += encoded.empty
     for file, number, reason in encoded.bad:
         if settings.bad_rows == "error":
+            fix = next((fix for start, fix in _MEND.items() if reason.startswith(start)), "correct this row")
             raise UserError(
                 reason,
                 where=f"{files[file][0].path}:{number}",
-                fix=f"{_MEND.get(reason, 'mend this row')}, or leave such rows out: --bad-rows skip",
+                fix=f"{fix}, or leave such rows out: --bad-rows skip",
             )
         tally.bad += 1
         if len(tally.first_bad) < FIRST_BAD:
@@ -272,8 +276,9 @@ def _check(
                         fix="give more, or shorten the rows")  # fmt: skip
     if tally.empty:
         raise UserError(f"all {tally.empty} rows are empty", where="--empty-rows drop", fix="name other fields")
-    raise UserError(f"all {written['test'].rows} rows were held out, and none is left to train on",
-                    where="--test-fraction", fix="give a smaller one, another --seed, or more rows")  # fmt: skip
+    n = written["test"].rows
+    raise UserError(f"{f'all {n} rows were' if n > 1 else 'the only row was'} held out, and none is left to train on",
+                    where="--test-fraction", fix="give more rows, a smaller share, or another --seed")  # fmt: skip
 
 
 def _metadata(plan_: Plan, written: dict[str, Written]) -> dict[str, Any]:

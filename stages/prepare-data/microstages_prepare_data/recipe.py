@@ -185,11 +185,11 @@ def wanted(settings: Settings, columns: Sequence[str]) -> Recipe | str:
             return Fields(*pair, allow_empty)
         if "text" in columns:
             return Template.parse("{text}", None)
-        raise UserError(
-            f"the data does not say by itself which of its fields to train on; its fields: {_names(columns)}",
-            where="--template",
-            fix="say it: --template '…{field}…' --completion field, or --prompt-field and --completion-field",
-        )
+        shown = [c.replace("{", "{{").replace("}", "}}") for c in columns[:2]]
+        fix = f"to train on all of a row: --template '{' '.join('{' + c + '}' for c in shown)}'"
+        if len(columns) > 1:
+            fix += f"; on an answer: --prompt-field {columns[0]!r} --completion-field {columns[1]!r}"
+        raise UserError(f"nothing says which fields to train on; there are: {_names(columns)}", fix=fix)
     for field, flag in flags.items():
         exists(field, columns, flag)
     return recipe

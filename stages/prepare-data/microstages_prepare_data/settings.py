@@ -97,7 +97,7 @@ class Settings:
             raise UserError(
                 f"must be auto, tab or one character, not {self.delimiter!r}",
                 where="--delimiter",
-                fix="see prepare-data --help",
+                fix="give the character that stands between cells, such as --delimiter ';'",
             )
 
     def _check_text(self) -> None:

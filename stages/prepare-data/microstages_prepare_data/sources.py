@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from microstages.artifact import Artifact
-from microstages.errors import UserError
+from microstages.errors import UserError, json_mistake
 
 from microstages_prepare_data.formats import BOM, Format, opened
 from microstages_prepare_data.json_stream import JsonStream, bad_utf8
@@ -156,9 +156,9 @@ def _csv(source: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[int, Ro
                 yield number, f"{len(cells)} cells, where the header has {len(names)}"
             number = reader.line_num + 1
     except csv.Error as error:
-        what, fix = str(error), "mend this line, or write the file again"
+        what, fix = str(error), "correct this line, or write the file with a CSV library"
         if "unexpected end" in what or "limit" in what:
-            what = "a quote is never closed"
+            what, fix = "a quote is never closed", "close it; a quote inside a cell is written twice"
         elif "new-line" in what:
             what, fix = "its lines end in \\r alone", r"convert the file: tr '\r' '\n'"
         raise UserError(f"this is not CSV: {what}", where=f"{path}:{number}", fix=fix) from None
@@ -179,10 +179,13 @@ def _parquet(file: int, path: Path, columns: Iterable[str] | None) -> Iterator[C
                 yield Rows(file, list(range(first, first + n)), batch.to_pylist(), size * (first + n - 1) // total)
                 first += n
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as f:
+            if f.read(4) != b"PAR1":
+                raise UserError("this is not a Parquet file", where=path, fix="leave --input-format out") from None
         text = str(error).split("\n")[0].rstrip(".")
-        raise UserError(
-            f"this Parquet file cannot be read: {text}", where=path, fix="it is damaged or cut off: get it again"
-        ) from None
+        what = "it is cut off or damaged" if "footer" in text else text
+        fix = "copy it again, or write it again from its source"
+        raise UserError(f"this Parquet file cannot be read: {what}", where=path, fix=fix) from None
 
 
 def parse(chunk: Chunk) -> tuple[list[int], list[Row | str]]:
@@ -212,9 +215,11 @@ def parse(chunk: Chunk) -> tuple[list[int], list[Row | str]]:
             elif not isinstance(value, dict):
                 value = f"this is {kind_of(value)}, not an object"
         except json.JSONDecodeError as error:
-            value = f"this is not JSON: {error.msg} at column {error.colno}"
-        except (ValueError, RecursionError) as error:
-            value = f"this is not JSON: {error}"
+            value = f"this is not JSON: {json_mistake(error)[1]} (column {error.colno})"
+        except ValueError as error:
+            value = f"this is not JSON: {json_mistake(error)[1]}"
+        except RecursionError:
+            value = "this is not JSON: it is nested too deeply"
         rows.append(value)
     return numbers, rows
 

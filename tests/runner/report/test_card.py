@@ -63,12 +63,28 @@ def test_the_words(pulled: Path, made: Any) -> None:
     for said in ("base, fine-tuned by QLoRA on rows.jsonl, built for ONNX Runtime GenAI in int4 for CPU",
                  "| accuracy | 0.000 | 0.500 |", "10.0 MB → 3.0 MB",
                  "2 rows that were held out of the training data.\n", "| rank | `8` |", "6.0000 → 0.7500",
-                 'tokenizer.encode("Say … plain: ")', "4 rows, 19 tokens"):  # fmt: skip
+                 'tokenizer.encode("Say … plain:")', "4 rows, 19 tokens"):  # fmt: skip
         assert said in text, text
     manifest = json.loads((pulled / "onnx" / "artifact.json").read_text())
     assert manifest["digest"] in text and str(made.folder) not in text
     for program in re.findall(r"```python\n(.*?)```", text, re.S):
         compile(program, "README.md", "exec")
+
+
+def test_the_prompt_that_a_card_shows() -> None:
+    from runner.lineage import Node
+    from runner.report.card_words import prompt_of, usage
+
+    def node(template: Any) -> Node:
+        return Node("somewhere", "sha256:0", "made", "onnx-model", metadata={"template": template})
+
+    own = {"kind": "template", "template": "{b}: {{{a:>8}}} {b}", "completion": "b"}
+    pair = {"kind": "templates", "prompt_template": "Q: {a}\nA: ", "completion_template": "{b}"}
+    assert prompt_of(node(own), None) == prompt_of(node(own), node(pair)) == "…: {…}"
+    assert prompt_of(node(None), node(pair)) == "Q: …\nA: "
+    for unknown in (None, "?", {"kind": "chat"}, {"kind": "template", "template": "{", "completion": None}):
+        assert prompt_of(node(unknown), None) == "…"
+    assert 'tokenizer.encode("…: {…}")' in usage(node(own), None)
 
 
 def test_the_artifact_is_as_it_was(pulled: Path, made: Any) -> None:

@@ -95,7 +95,11 @@ def test_the_same_again_is_the_same_bytes_wherever_it_runs(
     build: Callable[..., Any], tied: Path, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
-    shutil.copytree(tied, elsewhere)
+    template = {"kind": "template", "template": "{a}: {b}", "completion": "b"}
+    with Draft(str(elsewhere), "model") as draft:  # as merge writes it: with a record of how it was tuned
+        shutil.copytree(tied, draft.path, dirs_exist_ok=True)
+        draft.metadata["template"] = template
+        draft.commit({})
     (tmp_path / "builders.py").write_text("raise SystemExit('a file of the current folder was imported')")
     first = build(tied, "--precision", "fp32")
     second = build(elsewhere, "--precision", "fp32", "--verify", "skip", cwd=tmp_path)
@@ -104,6 +108,7 @@ def test_the_same_again_is_the_same_bytes_wherever_it_runs(
         if file.name != "artifact.json":
             content = file.read_bytes()
             assert str(tied).encode() not in content and b"build-onnx-" not in content, file.name
+    assert second.metadata["template"] == template and "template" not in first.metadata
     assert second.metadata["verified"] is False
     assert "warning: NOT VERIFIED: verify is skip" in second.stderr
     # and in fp32 it is the model

@@ -277,6 +277,7 @@ def test_a_model_without_a_chat_template_completes_only(onnx: Path, tmp_path: Pa
         draft.commit({})
     program = Program(tmp_path, "--model", tmp_path / "artifact", "--threads", 1, "--max-new-tokens", 5)
     try:
+        assert f"tuned on prompts of the form {FORM!r}" in program.stderr
         client = openai.OpenAI(base_url=program.url, api_key="none", max_retries=0, timeout=WAIT)
         with pytest.raises(openai.BadRequestError, match="no chat template") as raised:
             client.chat.completions.create(model="artifact", messages=user("hi"))
@@ -298,12 +299,12 @@ def test_a_place_that_cannot_be_is_told_before_the_model_is_loaded(
             (("--host", "0.0.0.0"), "others can reach this address", "MICROSTAGES_API_KEY"),
             (("--host", "::"), "others can reach this address", "MICROSTAGES_API_KEY"),
             (("--port", taken.getsockname()[1]), "cannot listen there: Address already in use", "another port"),
-            (("--host", "192.0.2.1", "--api-key-file", README.parent / "interface.json"), "this is no key", "ASCII"),
-            (("--api-key-file", tmp_path / "empty"), "this is no key", "one line"),
+            (("--host", "192.0.2.1", "--api-key-file", README.parent / "interface.json"), "this is not a key", "ASCII"),
+            (("--api-key-file", tmp_path / "empty"), "this is not a key", "one line"),
             (("--api-key-file", tmp_path / "none"), "it cannot be read: No such file", "check the path"),
             (("--port", 65536), "at most 65535", "--help"),
-            (("--output", tmp_path / "out"), "a server writes no predictions", "leave it away"),
-            (("--as-chat",), "in its form already", "leave it away"),
+            (("--output", tmp_path / "out"), "a server writes no predictions", "leave it out"),
+            (("--as-chat",), "in its form already", "leave it out"),
             (("--chat",), "--chat and --serve are given", "give one of"),
         ]
         for flags, words, remedy in cases:

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from microstages.artifact import Draft
 
 LONG = "Tell me a story of the sea, of ships and of the men who sailed them, and do not leave anything out."
 
@@ -39,6 +41,43 @@ def test_a_prompt_in_the_chat_template(onnx: Path, infer: Any) -> None:
     by_hand = "<|system|>\nBe kind.<|end|>\n<|user|>\nWho?<|end|>\n<|assistant|>\n"
     plain = infer("--model", onnx, "--prompt", by_hand, "--max-new-tokens", 10)
     assert wrapped.said("answer")[0]["text"] == plain.said("answer")[0]["text"]
+
+
+def test_a_prompt_that_is_not_as_those_of_the_tuning_is_told(onnx: Path, infer: Any, tmp_path: Path) -> None:
+    with Draft(str(tmp_path / "tuned"), "onnx-model") as draft:
+        shutil.copytree(onnx, draft.path, dirs_exist_ok=True)
+        draft.metadata["template"] = {"kind": "template", "template": "Text: {a}\nTone: {b}", "completion": "b"}
+        draft.commit({})
+    ask = ("--model", tmp_path / "tuned", "--max-new-tokens", 2)
+    said = r"it was tuned on prompts of the form 'Text: {a}\nTone:', and this prompt is not"
+    for prompt, told in (("Text: rain\nTone:", 0), ("rain", 1)):
+        result = infer(*ask, "--prompt", prompt)
+        assert result.code == 0 and result.stderr.count(said) == told, result.stderr
+    chat = infer(*ask, "--chat", input="rain\n")
+    assert chat.code == 0 and "and a chat is not" in chat.stderr
+
+
+@pytest.mark.parametrize(
+    ("template", "form", "fitting", "others"),
+    [  # what `completion` names begins the answer where it stands last, and the spaces before belong to the answer
+        ({"kind": "template", "template": "{b} or {a}? {b}", "completion": "b"}, "{b} or {a}?", ["x or y?", " or ?"],
+         ["x or y? ", "x y?", "x or y", "or?"]),
+        ({"kind": "template", "template": '{{"t": "{a:>8}"}}\n{b}!', "completion": "b"}, '{{"t": "{a:>8}"}}\n',
+         ['{"t": "x"}\n'], ['{{"t": "x"}}\n', '{"t": "x"}']),
+        ({"kind": "templates", "prompt_template": "Q: {a} ", "completion_template": "{b}"}, "Q: {a} ", ["Q: x "],
+         ["Q: x", "Q:"]),
+        ({"kind": "template", "template": "All: {a}", "completion": None}, "All: {a}", ["All: x"], ["x"]),
+        ({"kind": "template", "template": "Go. {a}", "completion": "a"}, "Go.", ["Go."], ["Go. ", "Go"]),
+        ({"kind": "fields", "prompt_field": "a", "completion_field": "b"}, None, [], []),
+        ({"kind": "template", "template": 3}, None, [], []),
+        ("?", None, [], []),
+    ],
+)  # fmt: skip
+def test_the_form_of_prompts(template: Any, form: str | None, fitting: list[str], others: list[str]) -> None:
+    from microstages_infer.prompts import follows, form_of
+
+    assert form_of({"template": template}) == form
+    assert [p for p in fitting + others if follows(form or "", p)] == fitting
 
 
 def test_nothing_half_is_streamed_of_characters_and_stop_texts() -> None:

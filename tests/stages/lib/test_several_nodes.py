@@ -16,7 +16,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def environment(monkeypatch):
-    """`environment(MASTER_ADDR="…")`: the variables of node 1 of 2, with these changed; None: left away."""
+    """`environment(MASTER_ADDR="…")`: the variables of node 1 of 2, with these changed; None: left out."""
 
     def put(**changed):
         values = {"MICROSTAGES_NODES": "2", "MICROSTAGES_NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", **changed}
@@ -87,9 +87,9 @@ def test_the_number_that_azure_ml_gives_a_node_is_taken(environment):
     [
         ({"MICROSTAGES_NODE_RANK": "2"}, "there is no node 2 among 2"),
         ({"MICROSTAGES_NODE_RANK": None}, "MICROSTAGES_NODE_RANK: it is not set"),
-        ({"MICROSTAGES_NODES": "two"}, "MICROSTAGES_NODES: 'two' is no whole number"),
+        ({"MICROSTAGES_NODES": "two"}, "MICROSTAGES_NODES: 'two' is not a whole number"),
         ({"MASTER_ADDR": None}, "MASTER_ADDR: it is not set"),
-        ({"MASTER_PORT": "70000"}, "70000 is no port"),
+        ({"MASTER_PORT": "70000"}, "70000 is not a port"),
     ],
 )
 def test_an_environment_that_does_not_fit_is_the_callers_mistake(changed, words, environment):

@@ -204,7 +204,7 @@ def test_help_is_for_people(demo):
     [
         (["--source", "in.txt"], "--output"),
         (["--source", "in.txt", "--output", "out", "--rank", "x"], "--rank"),
-        (["--source", "in.txt", "--output", "out", "--rank", "0"], "--rank: rank must be a whole number at least 1"),
+        (["--source", "in.txt", "--output", "out", "--rank", "0"], "--rank: must be a whole number at least 1"),
         (["--source", "in.txt", "--output", "out", "--rank", "100"], "at most 99"),
         (["--source", "in.txt", "--output", "out", "--rate", "0"], "above 0"),
         (["--source", "in.txt", "--output", "out", "--rate", "nan"], "--rate"),

@@ -31,7 +31,8 @@ SOURCES = {
     "a line that is no JSON": (LINES + b'{"text": }\n', {}, ["rows:3: this is not JSON", "--bad-rows skip"]),
     "a line that goes on": (LINES + b'{"text": "a"} {"text": "b"}\n', {}, ["rows:3:", "more follows the row"]),
     "a line that is no object": (LINES + b"[1]\n", {}, ["rows:3: this is a list, not an object"]),
-    "a line that is cut off": (LINES + b'{"text": "thr', {}, ["rows:3: this is not JSON: Unterminated string"]),
+    "a line that is cut off": (LINES + b'{"text": "thr', {},
+                               ["rows:3: this is not JSON: a text has no closing quote (column 10)"]),
     "a first line that is broken": (b"{'text': 'one'}\n" + LINES, {}, ["rows:1: this is not JSON"]),
     "only lines that are broken": (b"{'text': 1}\n{'text': 2}\n", {}, ["rows:1", "no row can be read"]),
     "nesting without end": (b'{"text": ' + b"[" * 200_000 + b"\n" + LINES, {}, ["rows:1", "nested too deeply"]),
@@ -59,7 +60,7 @@ SOURCES = {
     "a Parquet file that is cut off": (parquet()[:-100], {}, ["rows: this Parquet file cannot be read", "cut off"]),
     "a Parquet file that is damaged": (parquet()[:40] + bytes(60) + parquet()[100:], {},
                                        ["rows: this Parquet file cannot be read"]),
-    "no Parquet at all": (LINES, {"input_format": "parquet"}, ["rows: this Parquet file cannot be read"]),
+    "no Parquet at all": (LINES, {"input_format": "parquet"}, ["rows: this is not a Parquet file"]),
     "gzip that is cut off": (gzip.compress(LINES * 1000)[:-20], {}, ["rows: this gzip file cannot be read"]),
     "gzip that is damaged": (b"\x1f\x8b" + b"no gzip at all", {}, ["rows: this gzip file cannot be read"]),
     "Parquet within gzip": (gzip.compress(parquet()), {}, ["this is Parquet within gzip", "gunzip"]),
@@ -67,7 +68,7 @@ SOURCES = {
 }  # fmt: skip
 
 PARAMETERS = {
-    "no field that says what to train on": ([TWO], {}, ["its fields: 'phrase', 'tone'", "--template"]),
+    "no field that says what to train on": ([TWO], {}, ["there are: 'phrase', 'tone'", "--template '{phrase} {tone}'"]),
     "a template of a field that is not there": ([TWO], {"template": "{phrase} {tonne}"},
                                                 ["no field 'tonne' (did you mean 'tone'?)", "'phrase', 'tone'"]),
     "a prompt field that is not there": ([TWO], {"prompt_field": "prase", "completion_field": "tone"},
@@ -119,7 +120,7 @@ PARAMETERS = {
     "rows that all lose their end": ([{"text": "word " * 90}], {"max_length": 5, "test_fraction": 0},
                                      ["--max-length: every row is longer than 5 tokens", "--end-token none"]),
     "fewer tokens than a block": ([GOOD], {"strategy": "join", "test_fraction": 0}, ["fewer than a block of 256"]),
-    "all rows held out": ([GOOD], {"test_fraction": 0.999999}, ["--test-fraction: all 1 rows were held out"]),
+    "all rows held out": ([GOOD], {"test_fraction": 0.999999}, ["--test-fraction: the only row was held out"]),
 }  # fmt: skip
 
 

@@ -56,9 +56,9 @@ def test_stopping_leaves_nothing_half_written(tones, tiny_model, tmp_path):
 
 
 BAD = [
-    ("rank 0", ["--rank", "0"], "--rank: rank must be a whole number at least 1, not 0"),
-    ("dropout 1", ["--dropout", "1"], "--dropout: dropout must be a number at least 0 and below 1"),
-    ("learning rate 0", ["--learning-rate", "0"], "--learning-rate: learning_rate must be a number above 0"),
+    ("rank 0", ["--rank", "0"], "--rank: must be a whole number at least 1, not 0"),
+    ("dropout 1", ["--dropout", "1"], "--dropout: must be a number at least 0 and below 1"),
+    ("learning rate 0", ["--learning-rate", "0"], "--learning-rate: must be a number above 0"),
     ("schedule", ["--schedule", "cosin"], "(did you mean 'cosine'?)"),
     ("no such flag", ["--rnak", "8"], "--rnak"),
     ("word for a number", ["--epochs", "three"], "--epochs"),
@@ -66,7 +66,7 @@ BAD = [
     ("layer named twice", ["--target-modules", "x", "--modules-to-save", "x"], "'x' is in --target-modules too"),
     ("micro-batch too small", ["--batch-tokens", "16"], "--batch-tokens: a micro-batch of 16 tokens cannot hold"),
     ("warm-up too long", ["--warmup", "99"], "--warmup: 99 steps of warm-up are more than the"),
-    ("evaluation", ["--eval-every", "-1"], "--eval-every: eval_every must be a number at least 0, not -1.0"),
+    ("evaluation", ["--eval-every", "-1"], "--eval-every: must be a number at least 0, not -1"),
     ("no GPU for liger", ["--liger"], "--liger: the fused kernels need an NVIDIA GPU"),
     ("too many GPUs", ["--gpus", "99"], "--gpus: 99 GPUs are asked for"),
     ("no such layer", ["--target-modules", "qkv_prj"], "--target-modules: no linear layer is named 'qkv_prj'"),

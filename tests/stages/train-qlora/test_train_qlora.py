@@ -156,8 +156,8 @@ def test_every_optimizer_s_state_is_kept_to_the_bit(tmp_path):
     [
         (["--optimizer", "adamw-8bit"], "--optimizer: the optimizer adamw-8bit needs an NVIDIA GPU"),
         (["--optimizer", "paged-adamw-32bit"], "needs an NVIDIA GPU"),
-        (["--quant-type", "nf8"], "--quant-type: quant_type must be one of nf4, fp4, not 'nf8' (did you mean 'nf4'?)"),
-        (["--compute-dtype", "int8"], "--compute-dtype: compute_dtype must be one of auto, bf16, fp32"),
+        (["--quant-type", "nf8"], "--quant-type: must be one of nf4, fp4, not 'nf8' (did you mean 'nf4'?)"),
+        (["--compute-dtype", "int8"], "--compute-dtype: must be one of auto, bf16, fp32"),
     ],
 )
 def test_bad_input_ends_in_two_lines_that_name_the_place(arguments, said, run_stage, tones, tiny_model, tmp_path):

@@ -104,7 +104,7 @@ def _asked_for(uri: str) -> Place:
         if found := REGISTRY.fullmatch(uri):
             return _of_registry(rest, manager, uri, **found.groupdict())
         if not (found := ADDRESS.fullmatch(uri)):
-            raise UserError("this is no address of Azure ML", where=public(uri), fix=FORMS)
+            raise UserError("this is not an address of Azure ML", where=public(uri), fix=FORMS)
         parts = found.groupdict()
         if parts["subscription"]:
             workspace = arm.Workspace(parts["subscription"], parts["group"], parts["workspace"], manager)

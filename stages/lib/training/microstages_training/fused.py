@@ -20,9 +20,9 @@ def use_liger(causal: Any) -> None:
         raise UserError(
             f"the fused kernels cannot be loaded: {error}",
             where="--liger",
-            fix="pip install liger-kernel, or leave it away",
+            fix="pip install liger-kernel, or leave it out",
         ) from None
     kind = causal.config.model_type
     if kind not in KNOWN:
-        raise UserError(f"liger-kernel knows no model of type {kind}", where="--liger", fix="leave --liger away")
+        raise UserError(f"liger-kernel knows no model of type {kind}", where="--liger", fix="leave --liger out")
     apply(model=causal, cross_entropy=False, fused_linear_cross_entropy=False)

@@ -57,7 +57,7 @@ class Model:
         try:
             self.causal.activation_checkpointing_enable()
         except ValueError as error:
-            raise UserError(str(error), where="--gradient-checkpointing", fix="leave it away for this model") from None
+            raise UserError(str(error), where="--gradient-checkpointing", fix="leave it out for this model") from None
 
     def backward(self, batch: MicroBatch, denominator: float) -> torch.Tensor:
         """Add the gradients of (sum of the losses / denominator). Returns the sum of the losses, a scalar in fp32."""

@@ -67,5 +67,5 @@ def require_gpu(settings: Settings, device: Any) -> None:
         )
     if settings.liger:
         raise UserError(
-            "the fused kernels need an NVIDIA GPU, and there is none", where="--liger", fix="leave --liger away here"
+            "the fused kernels need an NVIDIA GPU, and there is none", where="--liger", fix="leave --liger out here"
         )

@@ -158,7 +158,7 @@ class Settings:
         if self.init == "loftq" and (self.dora or self.quant_type is None):
             raise UserError("loftq is for a plain adapter on a 4-bit base", where="--init", fix="use kaiming")
         if self.target_modules == []:
-            raise UserError("it is empty", where="--target-modules", fix="leave it away for all linear layers")
+            raise UserError("it is empty", where="--target-modules", fix="leave it out for all linear layers")
 
     @staticmethod
     def of(params: dict[str, Any]) -> Settings:

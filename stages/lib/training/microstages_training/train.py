@@ -201,7 +201,7 @@ def check(job: Job, base_uri: str) -> None:
         raise UserError(
             f"{'early stopping' if early else 'the best adapter'} needs held-out rows, and the data set has none",
             where="--early-stopping-patience" if early else "--keep-best",
-            fix="prepare the data with a test_fraction above 0, or leave it away",
+            fix="prepare the data with a test_fraction above 0, or leave it out",
         )
 
 

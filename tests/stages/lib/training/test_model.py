@@ -242,3 +242,69 @@ def test_no_example_no_loss(tiny_model):
     nothing = np.zeros(0, np.int64)
     batch = SimpleNamespace(input_ids=nothing, positions=nothing, lengths=nothing, rows=nothing, targets=nothing)
     assert float(model.backward(batch, 1.0)) == 0.0
+
+
+@pytest.fixture(scope="module")
+def with_hidden(tmp_path_factory, examples, tiny_model):
+    """Examples with the token 0 inside, at the end, and one that begins with it; the token is not trained."""
+    ids = [i for row, _ in tones(examples / "tones.jsonl", tiny_model, 6) for i in row]
+    assert 0 in ids[:60]
+    rows = [ids[:60], ids[60:120], [0, 0, *ids[120:150]], [*ids[20:40], 0, 0]]
+    rows = [(r, [0, *(int(i != 0) for i in r[1:])]) for r in rows]
+    dataset = write(tmp_path_factory.mktemp("data") / "hidden", tiny_model, rows)
+    return rows, Examples(load_split(dataset, "train"))
+
+
+def hiding(model, hidden=0):
+    model.hidden = hidden
+    model.choose(longest=60)
+    assert not model.flat and not model.notes
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama, grouped queries", "gpt2, Conv1D", "granite, scaled logits"])
+def test_a_hidden_token_is_hidden_as_transformers_hides_it(name, with_hidden):
+    """Each example alone, through transformers with its mask; then all of them in one micro-batch."""
+    rows, examples = with_hidden
+    model = random_model(ATTENTION[name](transformers))
+    total = 0.0
+    for ids, trained in rows:
+        x = torch.tensor([ids])
+        labels = x.masked_fill(torch.tensor([trained]) == 0, -100)
+        found = model.causal(input_ids=x, labels=labels, attention_mask=(x != 0).long(), use_cache=False).loss
+        loss = found * sum(trained)
+        loss.backward()
+        total += float(loss.detach())
+    gradients = {n: p.grad.clone() for n, p in model.trained}
+    model.causal.zero_grad()
+    batch = examples.micro_batch(range(len(examples)))
+    assert float(hiding(model).backward(batch, 1.0)) == pytest.approx(total, rel=1e-5)
+    for n, p in model.trained:
+        torch.testing.assert_close(p.grad, gradients[n], rtol=1e-3, atol=1e-4 * float(gradients[n].abs().max()), msg=n)
+    losses = model.losses(batch)[0]
+    assert float(losses.sum()) == pytest.approx(total, rel=1e-5)
+    model.hidden = None  # seen, they are others
+    assert float((model.losses(batch)[0] - losses).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("attention_", ["sdpa", "eager"])
+def test_a_position_that_sees_nothing_has_a_finite_loss_and_gradient(precision, attention_, with_hidden, tiny_model):
+    rows, examples = with_hidden
+    causal = load_base(tiny_model, Settings(), CPU, precision)
+    causal.set_attn_implementation(attention_)
+    model = Model(causal, add_adapter(causal, Settings(rank=4, alpha=8.0)), CPU, precision)
+    hiding(model)
+    assert rows[2][0][:2] == [0, 0] and rows[2][1][2] == 1  # what sees nothing predicts a trained token
+    found = model.backward(examples.micro_batch(range(len(examples))), 1.0)
+    model.idle(backward=True)  # its one token is the hidden one
+    assert torch.isfinite(found)
+    assert all(bool(torch.isfinite(p.grad).all()) for _, p in model.trained)
+    assert any(bool(p.grad.any()) for _, p in model.trained)
+
+
+def test_idle_passes_are_as_many_with_a_hidden_token(with_hidden, tiny_model):
+    _, examples = with_hidden
+    model = hiding(fitted(load_base(tiny_model, Settings(), CPU, "fp32")))
+    batch = examples.micro_batch(range(len(examples)))
+    assert model.passes(batch) == len(list(model._passes(batch)))

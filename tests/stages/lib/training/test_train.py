@@ -29,8 +29,8 @@ def evaluations(folder: Path) -> list[float]:
     return [e["loss"] for e in json.loads((folder / "training.json").read_text())["evaluations"]]
 
 
-def reloaded_loss(adapter: Path, base: Path, dataset) -> float:
-    """The held-out loss by transformers and PEFT alone, each example by itself."""
+def reloaded_loss(adapter: Path, base: Path, dataset, hidden: int = -1) -> float:
+    """The held-out loss by transformers and PEFT alone, each example by itself; a token `hidden` from attention."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -43,7 +43,8 @@ def reloaded_loss(adapter: Path, base: Path, dataset) -> float:
         trained = torch.from_numpy(split.trained[at : at + length].astype(np.int64))[None]
         labels = ids.masked_fill(trained == 0, -100)
         with torch.no_grad():
-            loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+            seen = (ids != hidden).long()
+            loss = model(input_ids=ids, labels=labels, attention_mask=seen, use_cache=False).loss
         n = int((labels[:, 1:] != -100).sum())
         total, count, at = total + float(loss) * n, count + n, at + length
     return total / count
@@ -82,6 +83,25 @@ def test_peft_loads_the_adapter_and_gives_the_loss_that_was_measured(variant, to
     assert after < before - 0.5
     assert reloaded_loss(adapter, tiny_model, tones) == pytest.approx(after, rel=1e-4)
     assert found["metrics"]["eval_loss"] == after and found["metrics"]["eval_loss_before"] == before
+
+
+def test_a_token_that_the_data_set_hides_is_hidden(examples, train_here, tmp_path):
+    base = examples / "tiny-phi3"
+    stream = [i for ids, _ in tone_rows(examples / "tones.jsonl", base, 40) for i in ids]
+    blocks = [stream[at : at + 64] for at in range(0, len(stream) - 64, 64)]
+    rows = [(ids, [0, *(int(i != 0) for i in ids[1:])]) for ids in blocks]
+    assert any(0 in ids[1:40] for ids in blocks)
+    made = {}
+    for name, more in (("hidden", {"hidden_token_id": 0}), ("seen", {})):
+        dataset = write(tmp_path / name, base, rows[:-4], rows[-4:], packed=False, **more)
+        made[name], _, said = train_here(dataset, base, steps=3, learning_rate=1e-3)
+        assert "padded rows" not in said  # that is for models that take nothing else
+        after = evaluations(made[name])[-1]
+        losses = [reloaded_loss(made[name], base, dataset, hidden=token) for token in (0, -1)]
+        is_, is_not = losses if more else losses[::-1]
+        assert is_ == pytest.approx(after, rel=1e-4) and is_not != pytest.approx(after, rel=1e-3)
+    one, other = (files(made[name])["adapter_model.safetensors"] for name in ("hidden", "seen"))
+    assert one != other
 
 
 def test_tied_layers_that_are_trained_whole_stay_one_tensor(examples, train_here, tmp_path):

@@ -1,0 +1,191 @@
+"""What the rows of a file hold, as far as its beginning tells: the names of its columns, which of them is the prompt and
+which the answer. It is a guess to start from, and is told; who knows better gives the names.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microstages.errors import UserError, nearest
+
+HEAD = 1 << 20  # bytes that are looked at
+MOST = 1000  # rows that are looked at
+_PROMPTS = ("prompt", "question", "instruction", "input", "text", "message", "query")
+_ANSWERS = ("answer", "completion", "response", "output", "label", "category", "class", "target", "reply")
+_CHATS = ("messages", "conversations")
+
+Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a file. `prompt` and `answer` are empty where they are not known. `chat`: the column with messages.
+    `first`: the prompt of its first row; `bad_line`: the number of the first line that is not UTF-8, or 0.
+    """
+
+    names: tuple[str, ...] = ()
+    prompt: str = ""
+    answer: str = ""
+    chat: str = ""
+    first: str = ""
+    bad_line: int = 0
+
+
+def look(file: Path | None, prompt: str = "", answer: str = "") -> Columns:
+    """The columns of a file; of no file, or one that is no table of text, those that were given.
+
+    Raises UserError where a name that was given is no column, or cannot stand in a template.
+    """
+    names, rows, bad = _rows(file) if file else ((), [], 0)
+    for option, name in (("--prompt", prompt), ("--answer", answer)):
+        if name and names and name not in names:
+            raise UserError(
+                f"there is no column {name!r}{nearest(name, names)}",
+                where=f"{option} {name}",
+                fix=f"name one of {', '.join(names)}",
+            )
+        if name and not _fits(name):
+            raise UserError("this name cannot stand in a template", where=f"{option} {name}", fix="rename the column")
+    if prompt and prompt == answer:
+        raise UserError("prompt and answer are the same column", where=f"--answer {answer}", fix="name another one")
+    chat = next((n for n in names if n in _CHATS), "")
+    if chat and not prompt and not answer:
+        return Columns(names, chat=chat, bad_line=bad)
+    if not (prompt and answer):
+        prompt, answer = _choose([n for n in names if _fits(n)], rows, prompt, answer)
+    if not (prompt and answer):
+        prompt = answer = ""
+    first = next((r[prompt] for r in rows if r.get(prompt)), "")
+    return Columns(names, prompt, answer, first=first, bad_line=bad)
+
+
+def _fits(name: str) -> bool:
+    """Whether `{name}` in a template in YAML's double quotes means the column."""
+    return bool(name.strip()) and name.isprintable() and not set(name) & set('{}[]:!"\\')
+
+
+# --- which is which
+
+
+def _choose(names: Sequence[str], rows: Rows, prompt: str, answer: str) -> tuple[str, str]:
+    """Prompt and answer, where they are not given: empty where there are too few columns."""
+    free = [n for n in names if n not in (prompt, answer)]
+    values = {n: [r[n] for r in rows if r.get(n)] for n in free}
+    worded = [n for n in free if any(c.isalpha() for v in values[n] for c in v) or not rows]
+    texts = [n for n in worded if not _is_id(values[n])] or worded
+    if not answer:
+        # a class is said again and again, and is not always the same; numbers are classes only where nothing else is
+        labels = [n for n in texts if _is_class(values[n])]
+        if not labels and (prompt or len(texts) == 1):
+            labels = [n for n in free if n not in worded and _is_class(values[n])]
+        longest = "" if prompt else max(texts, key=lambda n: _length(values[n]), default="")
+        labels = [n for n in labels if n != longest]
+        if labels:
+            last = {n: -i for i, n in enumerate(free)}
+            answer = min(labels, key=lambda n: (n.lower() not in _ANSWERS, len(set(values[n])), last[n]))
+            return prompt or longest, answer
+        texts = texts if len(texts) + bool(prompt) > 1 else worded if len(worded) + bool(prompt) > 1 else free
+        answer = _named(texts, _ANSWERS) or _short([n for n in texts if n not in _PROMPTS], texts, values, prompt)
+    if not prompt:
+        rest = [n for n in texts if n != answer] or [n for n in free if n != answer]
+        prompt = _named(rest, _PROMPTS) or next(iter(rest), "")
+        if len(rows) > 1 and answer not in texts[-1:]:
+            prompt = _named(rest, _PROMPTS) or max(rest, key=lambda n: _length(values[n]), default="")
+    return prompt, answer
+
+
+def _named(names: Sequence[str], known: Sequence[str]) -> str:
+    return next((n for n in names if n.lower() in known), "")
+
+
+def _short(names: Sequence[str], texts: Sequence[str], values: dict[str, list[str]], prompt: str) -> str:
+    """Where no column is a class: one of single words beside running text, or else the last."""
+    words = [n for n in names if values[n] and not any(" " in v.strip() for v in values[n])]
+    if words and (prompt or any(" " in v for n in texts if n not in words for v in values[n])):
+        return words[-1]
+    return names[-1] if len(names) + bool(prompt) > 1 or len(texts) > len(names) > 0 else ""
+
+
+def _is_id(values: Sequence[str]) -> bool:
+    """Whether they only tell rows apart: single words without one twice."""
+    return len(values) > 2 and len(set(values)) == len(values) and not any(re.search(r"\s", v.strip()) for v in values)
+
+
+def _is_class(values: Sequence[str]) -> bool:
+    return 1 < len(set(values)) <= len(values) / 2
+
+
+def _length(values: Sequence[str]) -> float:
+    return sum(map(len, values)) / max(1, len(values))
+
+
+# --- reading
+
+
+def _rows(file: Path) -> tuple[tuple[str, ...], Rows, int]:
+    """The names and first rows of a JSON, JSON Lines or CSV file, and its first line that is not UTF-8."""
+    with file.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(file) if packed else file.open("rb") as f:
+            head = f.read(HEAD)
+            if b"\0" in head:  # Parquet, UTF-16, or no data at all: what prepare-data says of it is better
+                return (), [], 0
+            f.seek(0)
+            bad = next((i for i, line in enumerate(f, 1) if not _is_utf8(line)), 0)
+    except (gzip.BadGzipFile, EOFError):
+        return (), [], 0
+    if len(head) == HEAD:
+        head = head[: head.rfind(b"\n") + 1] or head
+    text = head.decode("cp1252" if bad else "utf-8-sig", "replace").lstrip()
+    found = _json(text) if text[:1] in ("{", "[") else _csv(text)
+    names = tuple(dict.fromkeys(n for row in found[:MOST] for n in row))
+    return names, [{k: _text(v) for k, v in row.items()} for row in found[:MOST] if any(row.values())], bad
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None or isinstance(value, (list, dict)) else str(value)
+
+
+def _json(text: str) -> list[dict[str, Any]]:
+    """The objects that a text begins with, one after the other or in a list."""
+    decoder, found, at = json.JSONDecoder(), [], int(text[:1] == "[")
+    while len(found) < MOST:
+        while text[at : at + 1] in (",", " ", "\t", "\r", "\n"):
+            at += 1
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(value, dict):
+            break
+        found.append(value)
+    return found
+
+
+def _csv(text: str) -> list[dict[str, Any]]:
+    """The rows below a header, whatever stands between its names; a header alone gives a row without values."""
+    header = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    between = max(",;\t|", key=header.count)
+    try:
+        lines = list(csv.reader(text.splitlines(keepends=True), delimiter=between))
+    except csv.Error:
+        lines = list(csv.reader(text.splitlines()[:1], delimiter=between))
+    names = [n.strip() for n in lines[0]] if lines else []
+    rows = [dict(zip(names, row, strict=False)) for row in lines[1 : MOST + 1] if any(row)]
+    return rows or [dict.fromkeys(names, "")] if len(names) > 1 else []
