@@ -1,5 +1,7 @@
 # make up     set everything up and run the main job, offline, on the embedded defaults
 # make test   set everything up and pass the tests
+# make install  set everything up, and run nothing
+# make help   say this
 #
 # make stores install the servers that the tests run: object stores, MLflow (make test does)
 # make images build the stages' container images; make push REGISTRY=… pushes them for a cluster as well
@@ -34,10 +36,14 @@ AZURITE := tests/stores/azurite
 MLFLOW  := tests/tracking/.venv
 AZUREML := tests/azureml/.venv
 
-.PHONY: up test test-kubernetes chaos lint format install stores lock interfaces images push clean
+.PHONY: up help test test-kubernetes chaos lint format install stores lock interfaces images push clean
 
 up: install
 	$(BIN)/runner up pipeline.yaml $(RUN)
+
+# What stands at the top of this file.
+help:
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 test: install stores
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
@@ -63,6 +69,7 @@ format: install
 	$(BIN)/ruff format .
 
 install: $(VENV)/.installed $(QLORA)/.installed
+	$(if $(filter install,$(or $(MAKECMDGOALS),up)),@echo "installed; now: . $(BIN)/activate",@:)
 
 # torch first: where a wheel without CUDA is at hand, pip takes it, and nothing after it asks for another.
 $(VENV)/.installed: requirements.lock requirements-dev.txt pyproject.toml stages/lib/pyproject.toml \

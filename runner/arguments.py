@@ -104,7 +104,7 @@ OPTIONS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
     "data": (("--data",), {"default": "", "metavar": "FILE", "help": "the data, copied (default: the small example)"}),
     "prompt": (("--prompt",), {"default": "", "metavar": "COLUMN", "help": "the data's column that is the prompt"}),
     "answer": (("--answer",), {"default": "", "metavar": "COLUMN", "help": "the data's column that is the answer"}),
-    "replace": (("--replace",), {"action": "store_true", "help": "put it in the place of the artifact that lies there"}),
+    "replace": (("--replace",), {"action": "store_true", "help": "put it in place of the artifact that lies there"}),
     "all": (("--all",), {"action": "store_true", "help": "every result in the store"}),
 }  # fmt: skip
 
@@ -141,9 +141,10 @@ def parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
             one.add_argument(word, **rest)
         own = not reads_pipeline(words)
         if not own:
-            twice = {"dest": "given", "default": None, "help": "the same"} if "pipeline" in words else {}
-            one.add_argument("--pipeline", "-p", **{"type": Path, "default": Path(DEFAULT), "metavar": "FILE",
-                             "help": f"pipeline file, or its folder (default: {DEFAULT})", **twice})  # fmt: skip
+            about: dict[str, Any] = {"default": Path(DEFAULT), "help": _PIPELINE["pipeline"]["help"]}
+            if "pipeline" in words:
+                about = {"dest": "given", "help": "the same as PIPELINE"}
+            one.add_argument("--pipeline", "-p", type=Path, metavar="FILE", **about)
         if not own:
             one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                              help="put a value in place of the file's, such as params.method=train-qlora")  # fmt: skip
@@ -223,7 +224,8 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
                 "nargs": "?",
                 "default": "",
                 "metavar": "RUN",
-                "help": "a number of runner ps, or a name of runner ps --all --json (default: the last run)",
+                "help": "a number of runner ps, or a name of runner ps --all --json (default: the last run "
+                "that made something)",
             }
         },
         "report card json",
@@ -240,8 +242,8 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
             "words": {
                 "nargs": "*",
                 "metavar": "[A] [B]",
-                "help": f"the number of a run, {WHAT} (default: the last two runs that made something; of one word, it and "
-                "the last of them)",
+                "help": f"the number of a run, {WHAT} (default: the last two runs that made something; "
+                "of one word, it and the last of them)",
             },
             "--all": {"action": "store_true", "help": "also times, memory, threads and counts"},
         },

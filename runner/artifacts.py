@@ -49,7 +49,11 @@ def tag(args: argparse.Namespace) -> int:
         print_json({"deleted": args.name}) if args.json else print(f"{args.name}: removed")
         return EXIT_OK
     if args.name:
-        found = [tags.make(look(args.pipeline, args.set), args.name, args.stages, args.move)]
+        from runner import otherwise
+
+        known = look(args.pipeline, args.set)
+        found = [tags.make(known, args.name, args.stages, args.move)]
+        otherwise.tell(known, args.stages or known.pipeline.stages)
     else:
         found = sorted(tags.read_all(open_store(args.pipeline, args.set)).values(), key=lambda t: t.when, reverse=True)
     if args.json:

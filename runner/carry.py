@@ -147,7 +147,8 @@ def _same(artifact: Source, where: str, data: bytes | None, sizes: dict[str, int
     for f in artifact.manifest.files:
         if sizes.get(f.path) != f.size:
             what = "the same artifact lies there, but this file of it is missing or altered"
-            raise UserError(what, where=storage.join(where, f.path), fix=f"remove the folder and copy it again{', ' + fix if 'pull' in fix else ''}")
+            remedy = "remove the folder and copy it again" + (f", {fix}" if "pull" in fix else "")
+            raise UserError(what, where=storage.join(where, f.path), fix=remedy)
     return True
 
 

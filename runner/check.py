@@ -1,8 +1,8 @@
 """`runner check`: all that can be told of a pipeline without running, fetching or changing anything.
 
-The file, the stages' interfaces and programs, references and kinds; then what lies on this machine: inputs and
-the fields of data, secrets that targets name, the store's place; and where a stage is to run in Docker, the engine and its image. What lies
-elsewhere (`abfs://…`, a cluster) is not asked: `runner plan` and `runner doctor` do that.
+The file, the stages' interfaces and programs, references and kinds; then what lies on this machine: inputs, the fields
+of their rows, secrets that targets name, the store's place; and where a stage is to run in Docker, the engine and its
+image. What lies elsewhere (`abfs://…`, a cluster) is not asked: `runner plan` and `runner doctor` do that.
 """
 
 from __future__ import annotations

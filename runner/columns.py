@@ -65,6 +65,10 @@ def _some(names: Sequence[str]) -> str:
 
 def _place(node: Node, text: str) -> Place:
     """Where in a value a text stands; the value's own place where that is not in one line."""
+    for item in node.value if isinstance(node.value, list) else ():
+        if str(item.value).startswith(text):
+            node = item
+            break
     at = node.place.source.find(text, max(node.place.column - 1, 0))
     return replace(node.place, column=at + 1, width=len(text)) if at >= 0 and node.place.column else node.place
 

@@ -217,7 +217,12 @@ class Reader:
             about = {"pipeline": tag.pipeline, "who": tag.who, "when": tag.when}
             return Side(f"tag {word}", "tag", about, _of_stages(self._finder.known.store, tag.stages))
         known = self._store() if self._finder.file.exists() else None
-        found_ = lineage.find([word], self._finder, known)
+        try:
+            found_ = lineage.find([word], self._finder, known)
+        except UserError as error:
+            if (error.fix or "").startswith("stages: "):  # it is nothing that is known
+                error.fix = f"give the number of a run (runner ps), or one of these; {error.fix}"
+            raise
         if len(found_) != 1:
             names = ", ".join(name for name, _, _ in found_[:5])
             raise UserError(f"{word!r} means {len(found_)} artifacts", fix=f"name one of them: {names}")

@@ -25,7 +25,7 @@ BETTER: Sequence[tuple[str, int]] = (
 # threads, and counts and bounds that follow from something else that is shown.
 FIRST = ("accuracy", "f1", "loss", "perplexity", "kl", "agreement", "equal_answers", "share")
 MINOR = re.compile(
-    r"(^|_)(seconds|s|second|per_s|per_second|low|high|threads|tokens|rows|references|prompts|steps|cores)(_|$)"
+    r"(^|_)(seconds|s|second|per_s|per_second|low|high|threads|tokens|rows|references|prompts|positions|steps|cores)(_|$)"
     r"|memory|latency|batch|_before$|^source_|^correct$|^unanswered$|^labels\.|^confusion|parameters"
 )
 SHARES = ("accuracy", "f1", "share", "agreement")  # numbers from 0 to 1, told as they are
@@ -113,13 +113,12 @@ def _causes(stages: Sequence[StageDifference], everything: bool) -> tuple[list[t
         data = [c for c in s.data if everything or ROWS.search(c.name)]
         left_out += len(s.data) - len(data)
         rows += [(f"{s.stage}: {c.name}", _value(c.before), _value(c.after)) for c in data]
-        rows += [(s.code.name, _digest(s.code.before), _digest(s.code.after))] if s.code else []
         if s.status:
             rows.append((f"{s.stage}: status", _value(s.status.before), _value(s.status.after)))
-        if s.state not in ("same", "only before", "only after"):
-            for c in [*s.software, *s.where]:
-                row = (c.name, _digest(c.before), _digest(c.after))
-                places.setdefault("\0".join(row), []).append(s.stage)
+        elsewhere = [*s.software, *s.where] if s.state not in ("same", "only before", "only after") else []
+        for c in [*([s.code] if s.code else []), *elsewhere]:
+            row = (c.name, _digest(c.before), _digest(c.after))
+            places.setdefault("\0".join(row), []).append(s.stage)
     for key, names in places.items():
         name, before, after = key.split("\0")
         rows.append((f"{name} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})", before, after))

@@ -16,7 +16,7 @@ from microstages.errors import UserError, nearest
 from microstages.interface import Interface, ParamSpec
 
 from runner.keys import KEYS, Key
-from runner.parameters import sample
+from runner.parameters import example, sample, talks
 
 
 def explain(word: str, pipeline: Path) -> str:
@@ -26,7 +26,11 @@ def explain(word: str, pipeline: Path) -> str:
     stages = built_in()
     if not word:
         return _list(stages)
-    parts = [text for text in (_stage_word(word, stages, pipeline), *_key_words(word, pipeline)) if text]
+    parts = []
+    if word not in stages and (uses := _used(word, pipeline)):
+        parts = [f"{word}: a stage of {pipeline}, which uses {uses}", _stage_word(uses, stages, pipeline)]
+    parts += [_stage_word(word, stages, pipeline), *_key_words(word, pipeline)]
+    parts = [text for text in parts if text]
     parts += _param_words(word, stages)
     if parts:
         return "\n\n".join(parts)
@@ -83,6 +87,38 @@ def _stage_word(word: str, stages: Mapping[str, Interface], pipeline: Path) -> s
     return ""
 
 
+def _as_written(name: str, pipeline: Path) -> str:
+    """What a stage of a pipeline that has mistakes uses, as far as it can be read."""
+    from runner.document import load
+
+    try:
+        top = load(pipeline).plain()
+    except UserError:
+        return ""
+    parts = {k: top.get(k) if isinstance(top.get(k), dict) else {} for k in ("stages", "params")}
+    stage = parts["stages"].get(name)
+    uses = stage.get("uses") if isinstance(stage, dict) else ""
+    if m := re.fullmatch(r"\$\{\{\s*params\.([\w-]+)\s*\}\}", str(uses)):
+        uses = parts["params"].get(m[1])
+    return uses if isinstance(uses, str) else ""
+
+
+def _used(word: str, pipeline: Path) -> str:
+    """What a stage of the pipeline uses; the empty string where the pipeline has none of this name."""
+    if not pipeline.is_file():
+        return ""
+    from runner.pipeline import read
+    from runner.schema import built_in
+
+    try:
+        found = read(pipeline, commands=False)
+    except UserError:  # `runner check` tells what is wrong with it
+        uses = _as_written(word.removeprefix("stages."), pipeline)
+        return uses if uses in built_in() else ""
+    names = sorted(found.named(word.removeprefix("stages.")))
+    return found.stages[names[0]].uses if names and not found.stages[names[0]].select else ""
+
+
 def stage_text(uses: str, interface: Interface) -> str:
     """All that a stage takes and gives, and a piece of a pipeline that uses it."""
     parts = [f"{uses}: {interface.summary}"]
@@ -128,7 +164,7 @@ def _example(uses: str, interface: Interface) -> str:
     }
     given = []
     for key, i in interface.inputs.items():
-        if not i.required:
+        if not i.required and (uses, key) != ("infer", "dataset"):
             continue
         kind = i.kinds[0]
         outside = (
@@ -138,14 +174,16 @@ def _example(uses: str, interface: Interface) -> str:
         given.append(f"{key}: {value}")
     lines = [f"  {name}:", f"    uses: {uses}"]
     lines += [f"    inputs: {{{', '.join(given)}}}"] if given else []
-    needed = {k: p for k, p in interface.params.items() if p.required} or dict(list(interface.params.items())[:2])
+    bare = ("as_chat", "add_bos", "system")  # of prompts that are no data set
+    free = {k: p for k, p in interface.params.items() if k not in bare and not talks(interface, k)}
+    needed = {k: p for k, p in interface.params.items() if p.required} or dict(list(free.items())[:2])
     if needed:
-        lines.append(f"    params: {{{', '.join(f'{k}: {_quoted(sample(p))}' for k, p in needed.items())}}}")
+        lines.append(f"    params: {{{', '.join(f'{k}: {_quoted(example(k, p))}' for k, p in needed.items())}}}")
     return "stages:\n".rjust(0) + "\n".join(lines)
 
 
 def _quoted(text: str) -> str:
-    return f'"{text}"' if any(c in text for c in "{}:#") else text
+    return f'"{text}"' if any(c in text for c in "{}:#") and text[:1] not in '["' else text
 
 
 # --- parameters, inputs and outputs
@@ -182,7 +220,7 @@ def _one(name: str, interface: Interface) -> str:
         default = "must be given" if p.required else "none" if p.default in (None, "", []) else sample(p)
         rows += [("default", default)]
         rows += [] if p.affects_result else [("fingerprint", "not a part of it: it changes no result")]
-        rows += [("example", f"params: {{{name}: {_quoted(sample(p))}}}")]
+        rows += [] if talks(interface, name) else [("example", f"params: {{{name}: {_quoted(example(name, p))}}}")]
         return f"the parameter {name}\n" + _wrapped("  ", _sentence(p.help)) + "\n" + _table(rows)
     if name in interface.inputs:
         i = interface.inputs[name]

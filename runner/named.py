@@ -103,6 +103,9 @@ class Finder:
             found = [
                 n for s in sorted(stages) for n in (_output(self._stage(s), s, output, of) if dot else self._stage(s))
             ]
+            from runner import otherwise
+
+            otherwise.tell(self.known, sorted(stages))
             return found, len(found) == 1
         tag, slash, rest = word.partition("/")
         if tag in self.tags:
@@ -119,7 +122,11 @@ class Finder:
     def _stage(self, stage: str) -> list[Named]:
         step = self.known.steps[stage]
         if step.result is None:
-            raise UserError(f"the stage {stage} is not done: {step.reason}", fix="run it first: runner up")
+            from runner import otherwise
+
+            other = otherwise.made(self.known, stage)
+            fix = "run it first: runner up" + (f"; {other}" if other else "")
+            raise UserError(f"the stage {stage} is not done: {step.reason}", fix=fix)
         digests = {k: o.digest for k, o in step.result.outputs.items()}
         return _outputs(self.known.store, stage, self.known.run_of(stage), step.result.attempt, digests)
 

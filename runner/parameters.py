@@ -31,11 +31,48 @@ def sample(wanted: ParamSpec) -> str:
     return value or {"integer": "1", "number": "0.5", "boolean": "true"}.get(wanted.type, "some text")
 
 
+# Values that say more of a parameter than "some text" does.
+TELLING = {
+    "template": '"{question}\\n{answer}"', "prompt_template": '"{question}\\n"', "completion_template": '"{answer}"',
+    "completion": "answer", "prompt_field": "question", "completion_field": "answer", "messages_field": "messages",
+    "columns": "[question, answer]", "where": '["language=en"]', "files": '["2025-*.jsonl"]', "split": '"train[:90%]"',
+    "test_split": "validation", "end_token": '"<|im_end|>"', "joiner": '"\\n"', "delimiter": '";"',
+    "chat_template": '"{% for m in messages %}{{ m.content }}{% endfor %}"', "prompt": '"Where is my parcel?"',
+    "host": '"0.0.0.0"', "api_key_file": "key.txt", "served_name": "tones", "system": '"Answer in one word."',
+    "stop": '["\\n"]', "target_modules": "[q_proj, v_proj]", "modules_to_save": "[lm_head]", "model_name": "tones",
+}  # fmt: skip
+
+
+NUMBERS = {"max_new_tokens": "100", "max_length": "512", "threads": "4", "workers": "4", "top_k": "40", "top_p": "0.9",
+           "max_rows": "1000", "limit": "100", "stride": "256", "prompt_max_length": "384"}  # fmt: skip
+
+
+def example(name: str, wanted: ParamSpec) -> str:
+    """A value for an example, as YAML writes it: not the default, where another one is known to be good."""
+    if name in TELLING and wanted.type in ("string", "list") and not wanted.choices:
+        return TELLING[name]
+    value = wanted.default
+    if name in NUMBERS and wanted.type in ("integer", "number") and value is None:
+        return NUMBERS[name]
+    if wanted.type == "boolean" and value is not None:
+        return str(not value).lower()
+    if wanted.type == "string" and wanted.choices:
+        return next((c for c in wanted.choices if c != value), wanted.choices[0])
+    if wanted.type in ("integer", "number") and value is not None:
+        for other in (value * 2, value / 2 if wanted.type == "number" else value // 2, value + 0.1, value + 1):
+            try:
+                if wanted.check(other) != value:
+                    return f"{other:g}" if abs(other) < 1e6 else str(other)
+            except ValueError:
+                continue
+    return sample(wanted)
+
+
 # What makes a stage a program to talk to: it then leaves no result, so it has no place in a pipeline.
 TALKS = {"infer": ("prompt", "chat", "serve")}
 
 
-def _talks(interface: Interface, name: str) -> str:
+def talks(interface: Interface, name: str) -> str:
     """The flag with which a stage only talks, where a parameter is one or goes with one; else the empty string."""
     for mode in TALKS.get(interface.name, ()):
         known = interface.params.get(mode)
@@ -77,10 +114,11 @@ def resolved(spec: StageSpec, interface: Interface, problems: Problems) -> dict[
             if wanted.default:  # a flag cannot say "nothing"
                 problems.add(node.place, f"{name} must be {wanted.wanted()}, not empty", fix)
             value = wanted.default
-        if value != wanted.default and (flag := _talks(interface, name)):
-            what = f"{name} leaves no result" if flag == wanted.flag else f"{name} is {wanted.help.partition(':')[0]}"
-            fix = f"leave it out: `{interface.name} {flag}` is for the command line, with a model that `runner pull` brings"
-            problems.add(node.place, f"{what}, so a stage of a pipeline cannot have it", fix)
+        if value != wanted.default and (flag := talks(interface, name)):
+            why = "" if flag == wanted.flag else f" goes with {flag}, which"
+            what = f"{name}{why} leaves no result"
+            what, told = f"{what}, so a stage of a pipeline cannot have it", f"`{interface.name} {flag}`"
+            problems.add(node.place, what, f"leave it out: {told} is for the command line, on a copy by `runner pull`")
         values[name] = value
     return values
 

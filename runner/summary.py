@@ -138,10 +138,11 @@ def notes(pipeline: Pipeline, results: Mapping[str, Result]) -> list[str]:
     for name, stage in pipeline.stages.items():
         metrics = results[name].metrics if name in results else {}
         keys = ("accuracy_low", "accuracy_high", "majority_share", "references", "distinct_references")
-        low, high, majority, rows, different = (metrics.get(key) for key in keys)
+        values = [v for key in keys if isinstance(v := metrics.get(key), (int, float))]
         made = any(isinstance(stage.inputs.get(key), Ref) for key in ("model", "adapter"))
-        if not made or not all(isinstance(v, (int, float)) for v in (low, high, majority, rows, different)):
+        if not made or len(values) < len(keys):
             continue
+        low, high, majority, rows, different = values
         if 2 * different > rows or low > majority:  # texts that are hardly ever the same are no classes
             continue
         if high < majority:

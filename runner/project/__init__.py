@@ -66,8 +66,10 @@ def _create(folder: Path, olive: Path | None, model: str, data: str, prompt: str
         source = None if "://" in data else Path(data)
         columns = look(source, prompt, answer)
         words |= {"ROW": _template(columns), "PROMPT": _prompt(columns)}
-        said += [] if olive else _told(columns, source, folder / words["DATA"])
-        steps = [f"next: cd {folder} && runner run data && runner logs data", "and where the rows are right: runner up"]
+        if not olive:
+            said = _told(columns, source, folder / words["DATA"])
+            steps = [f"next: cd {folder} && runner run data && runner logs data"]
+            steps.append("and where the rows are right: runner up")
     words |= {f"VARIANT_{k}": _from(VARIANTS, words[w]) for k, w in (("MODEL", "BASE_MODEL"), ("DATA", "DATA"))}
     for file in [f for f in folder.rglob("*") if f.suffix in (".yaml", ".md", ".jsonl") and f.is_file()]:
         if "model-cache" not in file.relative_to(folder).parts[:-1] or file.name == "README.md":
@@ -114,7 +116,8 @@ def _template(columns: Columns) -> str:
         return f"messages_field: {columns.chat}"
     prompt, answer = columns.prompt or "prompt", columns.answer or "answer"
     plain = re.fullmatch(r"[A-Za-z_][\w-]*", answer, re.ASCII) and isinstance(plain_scalar(answer), str)
-    return f'template: "{{{prompt}}}\\n{{{answer}}}"\n      completion: {answer if plain else json.dumps(answer)}'
+    completion = answer if plain else json.dumps(answer, ensure_ascii=False)
+    return f'template: "{{{prompt}}}\\n{{{answer}}}"\n      completion: {completion}'
 
 
 def _prompt(columns: Columns) -> str:
@@ -140,7 +143,10 @@ def _told(columns: Columns, source: Path | None, copy: Path) -> list[str]:
             "write them into `template` and `completion` in pipeline.yaml, or give --prompt COL --answer COL"
         )
     if columns.bad_line and source:
-        convert = f"iconv -f cp1252 -t utf-8 {shlex.quote(str(source))} > {shlex.quote(str(copy))}"
+        here, there = shlex.quote(str(source)), shlex.quote(str(copy))
+        iconv = "iconv -f cp1252 -t utf-8"
+        packed = source.suffix == ".gz"
+        convert = f"gunzip -c {here} | {iconv} | gzip > {there}" if packed else f"{iconv} {here} > {there}"
         said.append(f"{source}:{columns.bad_line} is not UTF-8, as Excel's plain CSV is not; convert it:\n  {convert}")
     return said
 

@@ -1,5 +1,5 @@
-"""What the rows of a file hold, as far as its beginning tells: the names of its columns, which of them is the prompt and
-which the answer. It is a guess to start from, and is told; who knows better gives the names.
+"""What the rows of a file hold, as far as its beginning tells: the names of its columns, which of them is the prompt
+and which the answer. It is a guess to start from, and is told; who knows better gives the names.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from microstages.errors import UserError, nearest
 
 HEAD = 1 << 20  # bytes that are looked at
 MOST = 1000  # rows that are looked at
-_PROMPTS = ("prompt", "question", "instruction", "input", "text", "message", "query")
-_ANSWERS = ("answer", "completion", "response", "output", "label", "category", "class", "target", "reply")
+_PROMPTS = ("prompt", "question", "instruction", "text", "message", "query", "input")
+_ANSWERS = ("answer", "completion", "response", "output", "reply", "label", "class", "category", "target")
 _CHATS = ("messages", "conversations")
 
 Rows = list[dict[str, str]]
@@ -26,8 +26,10 @@ Rows = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a file. `prompt` and `answer` are empty where they are not known. `chat`: the column with messages.
-    `first`: the prompt of its first row; `bad_line`: the number of the first line that is not UTF-8, or 0.
+    """The columns of a file. `prompt` and `answer` are empty where they are not known.
+
+    `chat`: the column with messages; `first`: the prompt of its first row; `bad_line`: the number of the first line
+    that is not UTF-8, or 0.
     """
 
     names: tuple[str, ...] = ()
@@ -60,7 +62,7 @@ def look(file: Path | None, prompt: str = "", answer: str = "") -> Columns:
         return Columns(names, chat=chat, bad_line=bad)
     if not (prompt and answer):
         prompt, answer = _choose([n for n in names if _fits(n)], rows, prompt, answer)
-    if not (prompt and answer):
+    if not (prompt and answer) or prompt == answer:
         prompt = answer = ""
     first = next((r[prompt] for r in rows if r.get(prompt)), "")
     return Columns(names, prompt, answer, first=first, bad_line=bad)
@@ -75,42 +77,39 @@ def _fits(name: str) -> bool:
 
 
 def _choose(names: Sequence[str], rows: Rows, prompt: str, answer: str) -> tuple[str, str]:
-    """Prompt and answer, where they are not given: empty where there are too few columns."""
+    """Prompt and answer, where they are not given: empty where there are too few columns.
+
+    The answer is a column that is called so, or the one with the fewest different texts, or, where each row has its
+    own, the last one. The prompt is a column that is called so, or the one with the longest texts.
+    """
+    values = {n: [r[n] for r in rows if r.get(n)] for n in names}
+
+    def longest(among: Sequence[str]) -> str:
+        return _named(among, _PROMPTS) or max(among, key=lambda n: _length(values[n]), default="")
+
     free = [n for n in names if n not in (prompt, answer)]
-    values = {n: [r[n] for r in rows if r.get(n)] for n in free}
-    worded = [n for n in free if any(c.isalpha() for v in values[n] for c in v) or not rows]
-    texts = [n for n in worded if not _is_id(values[n])] or worded
+    worded = [n for n in free if not rows or any(c.isalpha() for v in values[n] for c in v)]
+    wanted = (not prompt) + (not answer)
+    pools = ([n for n in worded if n.lower() in _PROMPTS + _ANSWERS or not _is_id(values[n])], worded, free)
+    texts = next((p for p in pools if len(p) >= wanted), free)
     if not answer:
-        # a class is said again and again, and is not always the same; numbers are classes only where nothing else is
-        labels = [n for n in texts if _is_class(values[n])]
-        if not labels and (prompt or len(texts) == 1):
-            labels = [n for n in free if n not in worded and _is_class(values[n])]
-        longest = "" if prompt else max(texts, key=lambda n: _length(values[n]), default="")
-        labels = [n for n in labels if n != longest]
-        if labels:
-            last = {n: -i for i, n in enumerate(free)}
-            answer = min(labels, key=lambda n: (n.lower() not in _ANSWERS, len(set(values[n])), last[n]))
-            return prompt or longest, answer
-        texts = texts if len(texts) + bool(prompt) > 1 else worded if len(worded) + bool(prompt) > 1 else free
-        answer = _named(texts, _ANSWERS) or _short([n for n in texts if n not in _PROMPTS], texts, values, prompt)
-    if not prompt:
-        rest = [n for n in texts if n != answer] or [n for n in free if n != answer]
-        prompt = _named(rest, _PROMPTS) or next(iter(rest), "")
-        if len(rows) > 1 and answer not in texts[-1:]:
-            prompt = _named(rest, _PROMPTS) or max(rest, key=lambda n: _length(values[n]), default="")
-    return prompt, answer
+        main = prompt or longest(pools[0])
+        classes = [[n for n in pool if n != main and _is_class(values[n])] for pool in pools]
+        few = next((c for c in classes if c), [])
+        answer = _named([n for n in texts if n != main], _ANSWERS)
+        answer = answer or min(reversed(few), key=lambda n: len(set(values[n])), default="")
+        answer = answer or _last([n for n in texts if n.lower() not in _PROMPTS] or texts, values)
+    return prompt or longest([n for n in texts if n != answer]), answer
 
 
 def _named(names: Sequence[str], known: Sequence[str]) -> str:
-    return next((n for n in names if n.lower() in known), "")
+    return next((n for k in known for n in names if n.lower() == k), "")
 
 
-def _short(names: Sequence[str], texts: Sequence[str], values: dict[str, list[str]], prompt: str) -> str:
-    """Where no column is a class: one of single words beside running text, or else the last."""
+def _last(names: Sequence[str], values: dict[str, list[str]]) -> str:
+    """The last column of single words, where the others are running text; or else the last one."""
     words = [n for n in names if values[n] and not any(" " in v.strip() for v in values[n])]
-    if words and (prompt or any(" " in v for n in texts if n not in words for v in values[n])):
-        return words[-1]
-    return names[-1] if len(names) + bool(prompt) > 1 or len(texts) > len(names) > 0 else ""
+    return next(reversed(words or names), "")
 
 
 def _is_id(values: Sequence[str]) -> bool:
@@ -164,7 +163,8 @@ def _text(value: Any) -> str:
 
 def _json(text: str) -> list[dict[str, Any]]:
     """The objects that a text begins with, one after the other or in a list."""
-    decoder, found, at = json.JSONDecoder(), [], int(text[:1] == "[")
+    decoder, at = json.JSONDecoder(), int(text[:1] == "[")
+    found: list[dict[str, Any]] = []
     while len(found) < MOST:
         while text[at : at + 1] in (",", " ", "\t", "\r", "\n"):
             at += 1

@@ -58,8 +58,8 @@ def meant(store: Store, history: History, word: str = "", note: Callable[[str], 
         raise UserError("there are no runs yet", fix=fix)
     number = str(int(word)) if word else next(iter(runs))
     if not word:
-        made = history.productive()
-        telling = [n for n, r in runs.items() if r.id in made or r.status == "running"]
+        productive = history.productive()
+        telling = [n for n, r in runs.items() if r.id in productive or r.status == "running"]
         if telling and telling[0] != number:
             note(f"run {number} made nothing ({runs[number].status}): this is run {telling[0]}; "
                  f"the other: runner report {number}")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -199,3 +200,77 @@ PLAIN = [
 @pytest.mark.parametrize("text", PLAIN)
 def test_what_is_not_secret_is_shown(text):
     assert covered(text) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "params", "told", "column"),
+    [
+        ("rows.jsonl", '{"a": "x", "b": "y"}\n', 'template: "{a} {bb}"', "'bb' (did you mean 'b'?)", 29),
+        ("rows.csv", '"No; 1";team\n1;x\n', 'template: "{No; 1} {taem}"', "'taem' (did you mean 'team'?)", 33),
+        ("rows.tsv", "text\tteam\n", "prompt_field: txt, completion_field: team", "'txt' (did you mean 'text'?)", 28),
+        ("rows.json", '[{"a": "x"}, {"b": "y"}]', "columns: [a, b, c]", "'c'", 30),
+        ("rows.jsonl.gz", '{"a": "x", "b": "y"}\n', 'template: "{a} {b}", where: [bad=1]', "'bad'", 43),
+    ],
+)
+def test_a_field_that_the_data_does_not_have_is_told_at_its_place(folder, capsys, name, rows, params, told, column):
+    data = gzip.compress(rows.encode()) if name.endswith(".gz") else rows.encode()
+    (folder / name).write_bytes(data)
+    text = GOOD.replace("rows.jsonl", name).replace('template: "{a} {b}"', params)
+    (folder / "pipeline.yaml").write_text(text)
+    code, out, _ = check(capsys, "--json")
+    assert code == 2
+    (row,) = (r for r in json.loads(out) if r["severity"] == "error")
+    assert row["message"] == f"{name} has no field {told}"
+    assert (row["line"], row["column"]) == (11, column)
+
+
+def test_a_field_is_told_where_a_reference_takes_it_from(folder, capsys):
+    text = GOOD.replace("{spare: 1}", '{form: "{a} {c}"}').replace('"{a} {b}"', '"${{ params.form }}"')
+    (folder / "pipeline.yaml").write_text(text)
+    code, _, err = check(capsys)
+    assert code == 2
+    assert "pipeline.yaml:2:21: rows.jsonl has no field 'c'" in err
+
+
+@pytest.mark.parametrize(
+    ("rows", "params"),
+    [
+        ('{"data": [{"zz": 1}]}', 'template: "{zz}"'),  # one document: its rows lie within
+        ('{"a": "x"}\n{"b": "y"}\n', 'template: "{a} {b}"'),  # not each row has each field
+        ("PAR1\0\0", 'template: "{zz}"'),
+        ("", 'template: "{zz}"'),
+        ('{"a": "x"}\n', 'template: "{{zz}} {a}"'),
+        ('{"a": "x"}\n', 'template: "{a", max_length: 8'),  # of this the stage says more
+        ('{"a": {"b": "x"}}\n', 'template: "{a[b]:>8}", values: python'),
+        ("{broken\n", 'template: "{zz}"'),
+    ],
+)
+def test_what_cannot_be_told_of_fields_is_left_to_the_stage(folder, capsys, rows, params):
+    (folder / "rows.jsonl").write_text(rows)
+    (folder / "pipeline.yaml").write_text(GOOD.replace('template: "{a} {b}"', params))
+    code, _, err = check(capsys)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(("param", "what"), [("serve: true", "serve leaves no result"), ("port: 9", "port goes with")])
+def test_a_stage_that_only_talks_has_no_place_in_a_pipeline(folder, capsys, param, what):
+    more = f"  talk:\n    uses: infer\n    inputs: {{model: model}}\n    params: {{{param}}}\n"
+    (folder / "pipeline.yaml").write_text(GOOD + more)
+    code, _, err = check(capsys)
+    assert code == 2
+    assert what in err and "so a stage of a pipeline cannot have it" in err
+    (folder / "pipeline.yaml").write_text(GOOD + more.replace("true", "false").replace("9", "8080"))
+    assert check(capsys)[0] == 0
+
+
+def test_the_pipeline_is_given_as_a_word_an_option_or_a_folder(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    file = f"{folder.name}/pipeline.yaml"
+    for words in ((file,), ("-p", file), ("--pipeline", folder.name), (folder.name,), (file, "-p", file)):
+        code, out, err = check(capsys, *words)
+        assert (code, out) == (0, f"{file}: 1 stage on auto, 2 inputs there: nothing is wrong\n"), err
+    assert check(capsys, file, "-p", "other.yaml")[0] == 2
+    assert cli.call(["ps", "-p", folder.name]) == 0
+    assert cli.call(["graph", "-p", folder.name]) == 0
+    assert cli.call(["run", "dta", "-p", file]) == 2
+    assert "did you mean 'data'?" in capsys.readouterr().err

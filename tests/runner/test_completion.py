@@ -57,7 +57,7 @@ CASES: list[tuple[str, list[str]]] = [
     ("up --from o", ["onnx"]),
     ("up --only=d", ["--only=data"]),
     ("run ", STAGES),
-    ("run --pipeline other.yaml ", []),
+    ("run --pipeline other.yaml ", ["only"]),
     ("up --target c", ["cluster"]),
     ("graph --format d", ["dot"]),
     ("export ", ["kubernetes", "azureml"]),

@@ -116,10 +116,24 @@ def test_a_run_that_failed(runs):
     assert other["code"]["name"] == "code of side"
 
 
-def test_without_words_the_last_two_runs(runs):
-    for words in ((), ("3",)):
+def test_without_words_the_last_two_runs_that_made_something(runs):
+    for words, before in (((), "run 2"), (("3",), "run 3")):  # in run 3 all was reused
         found = diff(runs, *words)
-        assert (found["before"]["name"], found["after"]["name"]) == ("run 3", "run 4")
+        assert (found["before"]["name"], found["after"]["name"]) == (before, "run 4")
+
+
+def test_a_run_that_made_nothing_is_not_the_last_one(project):
+    project.stage("a", 'echo "$n" > "$out/x"', params={"n": {"type": "integer", "default": 1}})
+    project.pipeline("stages:\n  a: {uses: ./a}\n")
+    for n in (1, 2, 2):
+        project.up("--target", "process", "--set", f"stages.a.params.n={n}")
+    project.stage("a", "exit 2", params={"n": {"type": "integer", "default": 1}})
+    assert project.run("up", "--target", "process").code == 2
+    for words, both in (((), ("run 1", "run 2")), (("1",), ("run 1", "run 2")), (("3",), ("run 3", "run 4"))):
+        found = diff(project, *words)
+        assert (found["before"]["name"], found["after"]["name"]) == both
+    done = project.run("report", "--json")
+    assert done.json["run"]["name"] == "2" and "run 4 made nothing (failed): this is run 2" in done.err
 
 
 def test_artifacts_are_compared_by_what_made_them(runs):
@@ -140,12 +154,17 @@ def test_the_words(runs):
     assert out.startswith("run 1 → run 2\n")
     assert re.search(r"^  adapter\.rank +4 +→ 8$", out, re.M)
     assert re.search(r"^  data ← source +[0-9a-f]{12} → [0-9a-f]{12}$", out, re.M)
-    assert re.search(r"^  data: train.tokens +9 +→ 12$", out, re.M)
+    assert re.search(r"^  data: train.rows +3 +→ 4$", out, re.M)
+    assert "tokens" not in out and "seconds" not in out and " more figures differ" in out
+    assert out.index("what came of it") < out.index("what changed")
     assert re.search(r"^  torch \(adapter, again\) +2\.12 +→ 2\.13$", out, re.M)
     assert re.search(r"^  adapter  eval_loss +0\.25 +0\.125 +−0\.125 +−50\.0%$", out, re.M)
     assert "accuracy" not in out, "what is equal is not in the table"
     assert "made otherwise, and the same bytes: other" in out
     assert "\x1b" not in out
+    out = runs.run("diff", "1", "2", "--all").out
+    assert re.search(r"^  data: train.tokens +9 +→ 12$", out, re.M)
+    assert re.search(r"^ +seconds .* (ms|s)\b", out, re.M) and "more figures" not in out
 
 
 def test_colours_on_a_terminal_alone(runs):
@@ -183,14 +202,35 @@ def test_one_run_is_not_two(project):
 # --- pure ---
 
 
-def side(**stages: Made) -> Side:
-    return Side("x", "run", {}, stages)
+def side(name: str = "x", **stages: Made) -> Side:
+    return Side(name, "run", {}, stages)
 
 
 def test_a_stage_that_is_on_one_side_only():
-    found = compare(side(a=Made("x"), b=Made("x")), side(b=Made("x"), c=Made("x")))
+    found = compare(side(a=Made("x"), b=Made("x")), side("run 2", b=Made("x"), c=Made("x")))
     assert {s.stage: s.state for s in found.stages} == {"a": "only before", "b": "changed", "c": "only after"}
-    assert "only before: a" in as_text(found) and "only after: c" in as_text(found)
+    assert "only in x: a" in as_text(found) and "only in run 2: c" in as_text(found)
+
+
+def test_quality_comes_first_and_figures_have_units():
+    before = {"peak_memory_bytes": 10**8, "loss": 2.5, "accuracy": 0.5, "accuracy_low": 0.3, "size_bytes": 3 * 10**6,
+              "latency_p50_s": 0.25, "decode_tokens_per_s": 100.0, "steps": 8, "kl_mean": 0.001}  # fmt: skip
+    after = {"peak_memory_bytes": 2 * 10**8, "loss": 2.0, "accuracy": 0.75, "accuracy_low": 0.4, "size_bytes": 10**6,
+             "latency_p50_s": 0.5, "decode_tokens_per_s": 250.0, "steps": 9, "kl_mean": 0.03}  # fmt: skip
+    train = [Made("y", metrics={"epochs": n}) for n in (1, 2)]
+    found = compare(side(train=train[0], tuned=Made("x", metrics=before)),
+                    side("z", train=train[1], tuned=Made("x", metrics=after)))  # fmt: skip
+    rows = [line.split() for line in as_text(found).split("what came of it\n")[1].split("\n\n")[0].splitlines()[1:]]
+    assert rows[0] == ["tuned", "accuracy", "0.500", "0.750", "+0.250"], "of a share no percentage"
+    assert [r[0] for r in rows[1:4]] == ["loss", "kl_mean", "size_bytes"] and rows[4][:2] == ["train", "epochs"]
+    assert rows[2][-1] == "×30" and rows[3][1:] == ["3.0", "MB", "1.0", "MB", "−2.0", "MB", "−66.7%"]
+    text = as_text(found, everything=True)
+    assert re.search(r"latency_p50_s +250 ms +500 ms +\+250 ms", text) and "100/s" in text and "200 MB" in text
+
+
+def test_a_line_break_is_shown_as_one():
+    found = compare(side(a=Made("x", params={"t": "a\nb"})), side(a=Made("x", params={"t": "a b"})))
+    assert re.search(r"a\.t +a\\nb +→ a b$", as_text(found), re.M)
 
 
 def test_an_input_follows_only_what_was_made_on_both_sides():

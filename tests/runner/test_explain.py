@@ -12,6 +12,8 @@ from runner import cli
 from runner.document import Problems, parse
 from runner.keys import KEYS
 from runner.matrix import expand
+from runner.parameters import example
+from runner.schema import built_in
 from runner.spec import parse_spec
 from runner.targets import options, read_options
 
@@ -138,3 +140,33 @@ def test_a_folder_with_an_interface_is_a_stage_too(folder, capsys):
 def test_what_is_not_known_names_the_nearest(word, near, capsys):
     assert cli.call(["explain", word]) == 2
     assert f"nothing here is called {word!r} (did you mean {near!r}?)" in capsys.readouterr().err
+
+
+def test_a_stage_of_the_pipeline_here_is_told_even_where_the_file_has_mistakes(capsys, folder):
+    (folder / "pipeline.yaml").write_text(
+        "name: p\nparams: {method: train-lora}\nstages:\n  mine: {uses: prepare-data}\n"
+        '  adapter: {uses: "${{ params.method }}"}\n'
+    )
+    said = explain(capsys, "mine")
+    assert said.startswith("mine: a stage of pipeline.yaml, which uses prepare-data\n\nprepare-data: ")
+    assert said.count("\nprepare-data: ") == 1
+    assert "adapter: a stage of pipeline.yaml, which uses train-lora" in explain(capsys, "adapter")
+
+
+def test_a_stage_of_the_pipeline_is_told_as_what_it_uses(folder, capsys):
+    (folder / "pipeline.yaml").write_text("stages:\n  mine: {uses: merge, inputs: {base_model: a, adapter: b}}\n")
+    said = explain(capsys, "mine")
+    assert said.startswith("mine: a stage of pipeline.yaml, which uses merge\n\nmerge: ")
+    assert explain(capsys, "merge") in said
+
+
+@pytest.mark.parametrize("name", INTERFACES)
+def test_an_example_of_a_parameter_is_a_good_value_and_seldom_the_default(name):
+    interface = built_in()[name]
+    same = []
+    for param, wanted in interface.params.items():
+        text = example(param, wanted)
+        node = parse(f"{{x: {text}}}", "example").value["x"]
+        value = wanted.check(node.plain())
+        same += [param] if value == wanted.default or text == "some text" else []
+    assert not same

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,9 @@ def test_it_is_a_project_that_runs(project):
         f"adapter-{rank}-{rate}" for rank in (16, 64) for rate in ("3e-4", "1e-3")
     }
     json.loads((folder / "inferences/prompts.jsonl").read_text())
+    for more in ("params.precision=int8", "params.test_fraction=0.2"):
+        for file in ("pipeline.yaml", "fine-tuning/variants.yaml"):
+            assert project.run("plan", file, "--set", more).code == 0
 
 
 def test_ones_own_data_and_model(project):
@@ -47,17 +52,95 @@ def test_ones_own_data_and_model(project):
     stages(project.folder / "deep/er/fine-tuning/variants.yaml")
 
 
-@pytest.mark.parametrize("text, template", [
-    ("text;queue;by\na;b;c\n", "{text}\n{by}"), ("text\tqueue\na\tb\n", "{text}\n{queue}"),
-    ('"what, who"|queue\na|b\n', None), ("one\na\n", None),
-])  # fmt: skip
-def test_the_fields_of_a_csv_file_are_found_or_asked_for(project, text, template):
+def fields(project, text: str | bytes, *more: str, name: str = "rows.csv") -> tuple[str, str, str]:
+    """Prompt, answer and what is said, of a file with a text."""
+    (project.folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    done = project.run("init", "new", "--data", name, *more)
+    assert done.code == 0, done.err
+    params = read(project.folder / "new/pipeline.yaml", commands=False).stages["data"].params
+    variants = read(project.folder / "new/fine-tuning/variants.yaml", commands=False).stages["data"].params
+    assert params == variants
+    assert params["template"].endswith(f"}}\n{{{params['completion']}}}")
+    return params["template"].partition("}")[0][1:], params["completion"], done.out
+
+
+REPORTS = """No.;Report;Building;Team
+R-1;The tap in the kitchen drips all night.;North;water
+R-2;No light on the second floor since Monday.;South;power
+R-3;A puddle below the sink, and it grows.;Hall, east;water
+R-4;The socket by the door gives sparks.;Annex;power
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "answer"),
+    [
+        (REPORTS, "Report", "Team"),
+        (REPORTS.replace("R-", ""), "Report", "Team"),
+        (REPORTS.replace("power", "1").replace("water", "2"), "Report", "Team"),  # classes that are numbers
+        ("team;text;lang\na;one two;en\nb;three four;en\na;five six;en\nb;seven;en\n", "text", "team"),
+        ("team\ttext\na\tone two\nb\tthree four\n", "text", "team"),  # too few rows to know, but for the names
+        ("Gruppe,Meldung\na,eins zwei\nb,drei vier\na,fünf\n", "Meldung", "Gruppe"),
+        ("id,question,answer,lang\n1,why?,because it is so,en\n2,who?,somebody,en\n3,when?,later on,de\n4,a?,b,de\n",
+         "question", "answer"),
+        ("text;queue;by\na;b;c\n", "text", "by"), ('"what, who";queue\na;b\n', "what, who", "queue"),
+        ("text,1\na b,c\nd e,c\n", "text", "1"), ("text,yes no\na b,c\nd e,c\n", "text", "yes no"),
+    ],
+)  # fmt: skip
+def test_the_columns_are_chosen_by_what_they_hold_and_told(project, text, prompt, answer):
+    found = fields(project, text)
+    assert found[:2] == (prompt, answer)
+    assert f"prompt: {prompt}, answer: {answer} (of " in found[2] and "give --prompt COL --answer COL" in found[2]
+    assert "runner run data && runner logs data" in found[2]
+
+
+def test_other_columns_can_be_named_and_a_slip_is_told(project):
+    assert fields(project, REPORTS, "--answer", "Building")[:2] == ("Report", "Building")
+    for words, said in [
+        (("--prompt", "Raport"), "there is no column 'Raport' (did you mean 'Report'?)"),
+        (("--prompt", "Team", "--answer", "Team"), "the same column"),
+    ]:
+        done = project.run("init", "other", "--data", "rows.csv", *words)
+        assert done.code == 2 and said in done.err and not (project.folder / "other").exists()
+    done = project.run("init", "other", "--answer", "Team")
+    assert done.code == 2 and "give --data FILE too" in done.err
+
+
+def test_json_and_chats_are_looked_at_too(project):
+    rows = [{"who": w, "said": f"{w} said a lot of things", "n": 3} for w in ("one", "two", "one", "two")]
+    assert fields(project, json.dumps(rows, indent=1), name="rows.json")[:2] == ("said", "who")
+    prompt = json.loads((project.folder / "new/inferences/prompts.jsonl").read_text())
+    assert prompt == {"prompt": "one said a lot of things\n"}
+    row = {"id": "a", "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes?"}]}
+    (project.folder / "chats.jsonl").write_text(json.dumps(row) + "\n")
+    done = project.run("init", "chat", "--data", "chats.jsonl")
+    assert done.code == 0 and "their messages are in messages" in done.out
+    params = read(project.folder / "chat/pipeline.yaml", commands=False).stages["data"].params
+    assert params["messages_field"] == "messages" and not params.get("template")
+
+
+def test_a_file_that_is_not_utf8_is_read_and_how_to_convert_it_is_said(project):
+    text = REPORTS.replace("puddle", "püddle").replace("Report", "Störung").encode("cp1252")
+    prompt, answer, said = fields(project, text)
+    assert (prompt, answer) == ("Störung", "Team")
+    assert "rows.csv:1 is not UTF-8" in said and "iconv -f cp1252 -t utf-8 rows.csv > new/datasets/rows.csv" in said
+    late = REPORTS.replace("puddle", "püddle").encode("cp1252")
+    (project.folder / "late.csv").write_bytes(late)
+    assert "late.csv:4 is not UTF-8" in project.run("init", "late", "--data", "late.csv").out
+    (project.folder / "late.csv.gz").write_bytes(gzip.compress(late))
+    said = project.run("init", "packed", "--data", "late.csv.gz").out
+    command = said.partition("convert it:\n")[2].partition("\n")[0]
+    assert subprocess.run(command, shell=True, cwd=project.folder, check=False).returncode == 0
+    assert "püddle" in gzip.decompress((project.folder / "packed/datasets/late.csv.gz").read_bytes()).decode()
+
+
+@pytest.mark.parametrize("text", ["one\na\n", "", "{a},b\nx y,z\n", "[1, 2]"])
+def test_what_is_not_found_is_asked_for_and_nothing_of_the_example_is_written(project, text):
     (project.folder / "rows.csv").write_text(text)
     done = project.run("init", "new", "--data", "rows.csv")
     assert done.code == 0, done.err
-    assert ("write them into `template`" in done.out) == (template is None)
-    if template:
-        assert read(project.folder / "new/pipeline.yaml", commands=False).stages["data"].params["template"] == template
+    assert "write them into `template`" in done.out
+    assert not any("phrase" in f.read_text() for f in (project.folder / "new").rglob("*.yaml"))
 
 
 def test_from_a_config_of_olive(project, examples):

@@ -303,3 +303,52 @@ def test_a_folder_named_in_metadata_never_leads_out():
     assert placed({"folder": "team/tones/cpu/tones-int4-cpu"}) == "team/tones/cpu/tones-int4-cpu"
     for wrong in ("../x", "/etc", "a/../b", "a//b", ".ssh", "a/.b", "", "a\n", 3, None):
         assert placed({"folder": wrong}) == ""
+
+
+def test_a_result_replaces_another_where_that_is_told(shelf):
+    shelf.project.up()
+    place = shelf.project.folder / "copies/first"
+    shelf.ok("pull", "first", "copies/first")
+    assert "pull --replace" in shelf.run("pull", "second", "copies/first").err
+    (place / "README.md").write_text("a card, as pull writes one")
+    assert shelf.ok("pull", "second", "copies/first", "--replace")[0]["copied"] is True
+    assert content(place) == content(shelf.project.output("second"))
+    assert shelf.ok("pull", "second", "copies/first", "--replace")[0]["copied"] is False
+    (place / "text").write_text("x")
+    assert shelf.ok("pull", "second", "copies/first", "--replace")[0]["copied"] is True, "a damaged copy too"
+    assert content(place) == content(shelf.project.output("second"))
+    assert [p.name for p in place.parent.iterdir()] == ["first"], "nothing else is left there"
+
+
+@pytest.mark.parametrize("mine", ["artifact", "no artifact", "link"])
+def test_what_is_not_of_an_artifact_is_never_replaced(shelf, mine):
+    shelf.project.up()
+    place = shelf.project.folder / "copy"
+    if mine == "artifact":
+        shelf.ok("pull", "first", "copy")
+    elif mine == "link":
+        shelf.ok("pull", "first", "real")
+        place.symlink_to("real")
+    else:
+        place.mkdir()
+    (place / "sub").mkdir()
+    (place / "sub/notes.txt").write_text("mine")
+    done = shelf.run("pull", "second", "copy", "--replace")
+    assert done.code == 2
+    assert (place / "sub/notes.txt").read_text() == "mine"
+    assert ("sub/notes.txt lies there" if mine == "artifact" else "lies there") in done.err
+
+
+def test_what_the_last_run_made_otherwise_is_told(shelf):
+    shelf.project.up()
+    assert "note:" not in shelf.run("pull", "second", "a").err
+    setting = ("--set", "stages.second.params.word=other")
+    shelf.project.up(*setting)
+    for words in (("pull", "second", "b"), ("lineage", "second"), ("tag", "v1", "second")):
+        done = shelf.run(*words)
+        assert (done.code, "note: second of run 2, the last one, is another (word other, not " in done.err) == (0, True)
+        assert "pipeline.yaml as it is called here; for that give the same --set" in done.err
+    assert "note:" not in shelf.run("pull", "second", "c", *setting).err
+    done = shelf.run("pull", "second", "d", "--set", "stages.second.params.word=third")
+    assert done.code == 2
+    assert "run 2 made another (word other, not third): give the same --set for that" in done.err

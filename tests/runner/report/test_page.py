@@ -123,6 +123,26 @@ def test_its_curves_are_those_of_the_training(made: Any, page: Page) -> None:
     assert "loss 5.0000 at step 1, 0.6250 at step 8; on held-out rows 6.0000, then 0.7500" in page.words
 
 
+def test_the_tile_leads_with_what_ships_and_says_what_a_constant_reaches() -> None:
+    from runner.report.sections import tiles
+
+    def stage(name: str, artifact: str) -> dict[str, Any]:
+        return {"name": name, "inputs": [{"name": "model", "artifact": artifact}]}
+
+    figures = {"tuned": 0.75, "quantized": 0.625, "untuned": 0.125}
+    forms = [{"name": n, "metrics": {"accuracy": a, "majority_share": 0.5}} for n, a in figures.items()]
+    stages = [stage("tuned", "merged"), stage("quantized", "onnx"), stage("untuned", "")]
+    data = {"stages": stages, "compare": {"forms": forms, "rows": 8}, "quantization": [], "training": []}
+    words = Page(tiles(data)).words
+    assert "held-out accuracy of quantized 0.625" in words and "always the most frequent answer: 0.500" in words
+
+
+def test_counts_of_data_have_their_thousands_apart() -> None:
+    from runner.report.dataset import counted
+
+    assert [counted(v) for v in (999, 7120, True, None)] == ["999", "7,120", "yes", "none"]
+
+
 def test_token_lengths_are_counted_from_the_data_itself(page: Page) -> None:
     assert page.data["data"][0]["lengths"] == {
         "width": 1, "edges": [3, 4, 5, 6, 7, 8, 9], "train": [2, 1, 0, 0, 0, 0, 1], "test": [0, 2, 0, 0, 0, 0, 0],

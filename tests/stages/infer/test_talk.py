@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -43,7 +44,9 @@ def test_a_prompt_in_the_chat_template(onnx: Path, infer: Any) -> None:
     assert wrapped.said("answer")[0]["text"] == plain.said("answer")[0]["text"]
 
 
-def test_a_prompt_that_is_not_as_those_of_the_tuning_is_told(onnx: Path, infer: Any, tmp_path: Path) -> None:
+def test_a_prompt_that_is_not_as_those_of_the_tuning_is_told(
+    onnx: Path, infer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Draft(str(tmp_path / "tuned"), "onnx-model") as draft:
         shutil.copytree(onnx, draft.path, dirs_exist_ok=True)
         draft.metadata["template"] = {"kind": "template", "template": "Text: {a}\nTone: {b}", "completion": "b"}
@@ -53,7 +56,8 @@ def test_a_prompt_that_is_not_as_those_of_the_tuning_is_told(onnx: Path, infer: 
     for prompt, told in (("Text: rain\nTone:", 0), ("rain", 1)):
         result = infer(*ask, "--prompt", prompt)
         assert result.code == 0 and result.stderr.count(said) == told, result.stderr
-    chat = infer(*ask, "--chat", input="rain\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"rain\n")))
+    chat = infer(*ask, "--chat")
     assert chat.code == 0 and "and a chat is not" in chat.stderr
 
 
