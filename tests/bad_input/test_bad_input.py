@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import NO_ENGINE, stage_command
-
 from bad_input import artifacts, commands, data, flags, pipelines
 from bad_input.harness import Case, Said, check, check_run, given, tree
+from conftest import NO_ENGINE, stage_command
 
 BY_HAND = [*pipelines.CASES, *flags.CASES, *data.CASES, *artifacts.CASES, *commands.CASES]
 ALL = [*BY_HAND, *pipelines.mutated()]
