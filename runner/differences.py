@@ -186,7 +186,9 @@ class Reader:
         """A run in which all was reused, or which failed before it made anything, differs from none in what it made: it
         is compared only where it is named, or where there are no others."""
         history = self._history()
-        known = [r.id for r in history.runs()]
+        known = [r.id for r in history.runs_of(self._finder.file)]
+        if len(known) < 2 - len(words):
+            known = [r.id for r in history.runs()]
         if len(known) < 2 - len(words):
             raise UserError("there are not two runs to compare", fix="runner ps lists them; runner diff A B")
         made = history.productive()

@@ -200,6 +200,11 @@ class History:
         """The stages of a run, in the order in which they were put down."""
         return self._records("WHERE run=? ORDER BY rowid", (run,))
 
+    def runs_of(self, file: Path) -> list[RunRecord]:
+        """The runs of a pipeline file, newest first; those of all pipelines where it has none."""
+        runs = self.runs()
+        return [r for r in runs if r.file == str(file.resolve())] or runs
+
     def productive(self) -> set[int]:
         """The runs that made something: in the others all was reused, or nothing came to an end."""
         return {n for (n,) in self.db.execute("SELECT DISTINCT run FROM stages WHERE status='done'")}

@@ -47,10 +47,13 @@ class Shown:
         return self.status == "running"
 
 
-def meant(store: Store, history: History, word: str = "", note: Callable[[str], None] = lambda _: None) -> Shown:
-    """The run that a word means; without one the newest that made something or is under way, or else the newest.
-    Raises UserError where there is none."""
-    runs = {str(r.id): r for r in history.runs()}
+def meant(
+    store: Store, history: History, word: str = "", note: Callable[[str], None] = lambda _: None,
+    file: Path | None = None,
+) -> Shown:  # fmt: skip
+    """The run that a word means; without one the newest of this pipeline `file` that made something or is under way, or
+    else the newest. Raises UserError where there is none."""
+    runs = {str(r.id): r for r in (history.runs_of(file) if file and not word else history.runs())}
     if word and not word.isdigit():
         return _everybodys(store, word.removesuffix(".json"))
     if not runs:

@@ -202,3 +202,13 @@ def test_for_other_programs(made: Any) -> None:
     assert "run 1" in text and text.startswith("<!DOCTYPE html>")
     assert "run 1" in page_of(None, store, history, 1)
     history.close()
+
+
+def test_a_run_of_another_pipeline_on_the_store_is_not_the_last_one(fresh: Any) -> None:
+    assert fresh.run("up", "-q").code == 0
+    file = fresh.folder / "other.yaml"
+    file.write_text("name: other\nstages:\n  alone: {uses: ./alone}\n")
+    fresh.stage("alone", 'echo x > "$out/x"')
+    assert fresh.run("up", "-q", file).code == 0
+    assert report(fresh)["run"]["name"] == "1" and report(fresh, "-p", "other.yaml")["run"]["name"] == "2"
+    assert report(fresh, "2")["run"]["name"] == "2"
