@@ -149,8 +149,8 @@ def test_a_model_of_a_registry(azure, azurite, datastore, monkeypatch):
     [
         ("azureml://datastores/none/paths/x", "does not know it"),
         ("azureml://models/none/versions/1", "does not know it"),
-        ("azureml://datastores/blobs", "no address of Azure ML"),
-        ("azureml://jobs/x", "no address of Azure ML"),
+        ("azureml://datastores/blobs", "not an address of Azure ML"),
+        ("azureml://jobs/x", "not an address of Azure ML"),
         ("azureml://datastores/files/paths/x", "AzureFile"),
         ("azureml://datastores/blobs/paths/nothing", "nothing is there"),
     ],

@@ -117,7 +117,7 @@ def test_data_of_the_hub_by_its_path(hub: Hub, client: Client):
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
-        ("hf://team", "no address of a repository"),
+        ("hf://team", "not the address of a repository"),
         ("hf://team/nothing", "no such repository"),
         ("hf://team/phi@nobranch", "no revision 'nobranch'"),
     ],
