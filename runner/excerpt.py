@@ -17,7 +17,10 @@ _SECRETS = (
     re.compile(r"(?i)\bpassw(?:or)?d\s*:\s*['\"]?([^\s,'\"}\]$]{4,})"),
     re.compile(r"://[^/\s:@]+:([^/\s@]+)@"),
     re.compile(r"\b(hf_[A-Za-z0-9]{8,})"),
+    re.compile(r"\bvalue\s*:\s*['\"]?([^\s,'\"}\]$]+)"),
 )
+# What stands below `secrets:` on its line, but for the names and files that belong there.
+_BELOW = re.compile(r"(?<![\w-])(?!(?:name|file)\s*:)[\w-]+\s*:\s*['\"]?([^\s,'\"{}\[\]$]+)")
 
 
 def lines(text: str) -> list[str]:
@@ -30,7 +33,8 @@ def covered(text: str) -> str:
     for pattern in _SECRETS:
         for m in list(pattern.finditer(text)):
             text = text[: m.start(1)] + "•" * len(m[1]) + text[m.end(1) :]
-    return text
+    head, word, below = text.partition("secrets:")
+    return head + word + _BELOW.sub(lambda m: m[0][: m.start(1) - m.start()] + "•" * len(m[1]), below)
 
 
 def excerpt(text: str, line: int, column: int, width: int = 1) -> str:

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sqlite3
-import time
 
 
 def test_after_kill_9_the_next_runner_takes_the_running_stage_up(saver, eventually):
@@ -105,12 +104,14 @@ def test_two_runners_make_a_thing_once(saver, eventually):
     first = saver.start("up", "--json")
     saver.begun(eventually)
     second = saver.start("up", "--json")
-    eventually(lambda: saver.running() == 2)
-    time.sleep(0.3)
+    said = ""
+    while "waiting for it" not in said and (line := second.stderr.readline()):
+        said += line
     (saver.folder / "trace.wait").unlink()
     out, err = first.communicate(timeout=60)
     assert first.returncode == 0, err
     out, err = second.communicate(timeout=60)
+    err = said + err
     assert second.returncode == 0, err
     assert re.search(r"bad: another run \(\S+@\S+, pid \d+\) is making it since \d\d:\d\d:\d\d; waiting for it", err)
     assert err.count("waiting for it") == 1
