@@ -172,8 +172,9 @@ def test_the_command_prints_the_address_once_and_ends_at_ctrl_c(with_runs: Any, 
     opener.chmod(0o755)
     environment = {**with_runs.environment, "BROWSER": str(opener)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner.cli", "ui", "--open"], cwd=with_runs.folder, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # tests that run in the background of a shell ignore the signal
+        ["env", "--default-signal=INT", sys.executable, "-m", "runner.cli", "ui", "--open"],
+        cwd=with_runs.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout
     line = process.stdout.readline()

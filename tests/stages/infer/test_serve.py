@@ -302,7 +302,7 @@ def test_a_place_that_cannot_be_is_told_before_the_model_is_loaded(
             (("--host", "192.0.2.1", "--api-key-file", README.parent / "interface.json"), "this is not a key", "ASCII"),
             (("--api-key-file", tmp_path / "empty"), "this is not a key", "one line"),
             (("--api-key-file", tmp_path / "none"), "it cannot be read: No such file", "check the path"),
-            (("--port", 65536), "at most 65535", "--help"),
+            (("--port", 65536), "at most 65535", "leave it out"),
             (("--output", tmp_path / "out"), "a server writes no predictions", "leave it out"),
             (("--as-chat",), "in its form already", "leave it out"),
             (("--chat",), "--chat and --serve are given", "give one of"),
