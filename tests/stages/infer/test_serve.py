@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -277,7 +278,10 @@ def test_a_model_without_a_chat_template_completes_only(onnx: Path, tmp_path: Pa
         draft.commit({})
     program = Program(tmp_path, "--model", tmp_path / "artifact", "--threads", 1, "--max-new-tokens", 5)
     try:
-        assert f"tuned on prompts of the form {FORM!r}" in program.stderr
+        until = time.monotonic() + 60  # it is told beside the event that says that it is ready
+        while f"tuned on prompts of the form {FORM!r}" not in program.stderr:
+            assert time.monotonic() < until, program.stderr
+            time.sleep(0.05)
         client = openai.OpenAI(base_url=program.url, api_key="none", max_retries=0, timeout=WAIT)
         with pytest.raises(openai.BadRequestError, match="no chat template") as raised:
             client.chat.completions.create(model="artifact", messages=user("hi"))
