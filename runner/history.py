@@ -123,8 +123,8 @@ class History:
         # A lost history costs little; waiting for the disk at every stage costs more.
         self.db.execute("PRAGMA synchronous=OFF")
         if self.db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:
-            self.db.executescript(_TABLES)
-            self.db.execute(f"PRAGMA user_version={SCHEMA}")
+            # at once, so that nobody who reads meanwhile takes it for the history of another version
+            self.db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={SCHEMA};COMMIT")
 
     def _explained(self, error: sqlite3.DatabaseError, verb: str, fix: str) -> UserError:
         """SQLite's error as the operating system's where it stands for one, so that both are told in the same words."""

@@ -14,7 +14,7 @@ from microstages.errors import UserError
 from microstages.manifest import Manifest
 
 from runner.carry import Source
-from runner.history import History
+from runner.history import History, Record
 from runner.lineage import trace
 from runner.named import Finder, Named
 from runner.report import reading
@@ -84,19 +84,30 @@ def _answers(finder: Finder, artifact: Named) -> list[Measured]:
     return [Measured(name, m) for name, m in found.items()]
 
 
+def has_model(stages: Sequence[Record]) -> bool:
+    """Whether one of these stages' results is a model or an adapter."""
+    return any(m.kind in SHIPPED for m in reading.manifests(_outputs(stages), lambda _: None).values())
+
+
+def _outputs(stages: Sequence[Record]) -> dict[str, str]:
+    """Name -> address of the results of stages: a stage's name, with its output's where it has several."""
+    uris = {}
+    for s in stages:
+        for output, o in (s.outputs or {}).items():
+            uris[s.stage if len(s.outputs or {}) == 1 else f"{s.stage}.{output}"] = str(o["uri"])
+    return uris
+
+
 def write_all(folder: Path, store: Store, shown: Shown) -> list[Path]:
     """Cards of what a run is for: its ONNX models, or else its models, or else its adapters. One card lies in the
     folder itself; of several, each in a folder below it with its stage's name.
 
     Raises UserError where the run made no model, or where somebody's own README.md is there.
     """
-    uris = {}
-    for s in shown.stages:
-        for output, o in (s.outputs or {}).items():
-            uris[s.stage if len(s.outputs or {}) == 1 else f"{s.stage}.{output}"] = str(o["uri"])
+    uris = _outputs(shown.stages)
     known = reading.manifests(uris, lambda _: None)
     unique = {m.digest: name for name, m in reversed(known.items())}
-    for kind in ("onnx-model", "model", "adapter"):
+    for kind in reversed(SHIPPED):
         chosen = [name for name, m in known.items() if m.kind == kind and unique[m.digest] == name]
         if chosen:
             return _write(folder, store, shown.pipeline, chosen, uris, known)

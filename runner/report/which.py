@@ -49,10 +49,11 @@ class Shown:
 
 def meant(
     store: Store, history: History, word: str = "", note: Callable[[str], None] = lambda _: None,
-    file: Path | None = None,
+    file: Path | None = None, has_model: Callable[[Sequence[Record]], bool] | None = None,
 ) -> Shown:  # fmt: skip
     """The run that a word means; without one the newest of this pipeline `file` that made something or is under way, or
-    else the newest. Raises UserError where there is none."""
+    else the newest. Where it is meant for its model, `has_model` tells whether these stages have one: the newest that
+    does. Raises UserError where there is none."""
     runs = {str(r.id): r for r in (history.runs_of(file) if file and not word else history.runs())}
     if word and not word.isdigit():
         return _everybodys(store, word.removesuffix(".json"))
@@ -60,7 +61,14 @@ def meant(
         fix = "runner up makes one; those of others on this store: runner ps --all --json, and the name of one"
         raise UserError("there are no runs yet", fix=fix)
     number = str(int(word)) if word else next(iter(runs))
-    if not word:
+    if not word and has_model is not None:
+        found = next((n for n in runs if has_model(history.stages(int(n)))), None)
+        if found is None:
+            raise UserError("no run made a model yet", fix="runner up makes one; runner ps lists the runs")
+        if found != number:
+            note(f"run {number} made no model: this is run {found}")
+            number = found
+    elif not word:
         productive = history.productive()
         telling = [n for n, r in runs.items() if r.id in productive or r.status == "running"]
         if telling and telling[0] != number:

@@ -41,7 +41,10 @@ class Reading(History):
             found = self.db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.DatabaseError as error:
             raise UserError(f"the history cannot be read: {error}", where=self.file, fix=MADE_AGAIN) from None
-        if found != SCHEMA:
+        if found == 0 and self.db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
+            self.db.close()  # its writer is about to make the tables
+            self._open(":memory:")
+        elif found != SCHEMA:
             self.db.close()
             what = f"the history has schema {found}, and this version reads {SCHEMA}"
             raise UserError(what, where=self.file, fix="use the version that wrote it, or run `runner up` once")

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from conftest import STAGES, Engine
+
+from runner import stages
+from runner.executors.engine import image_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -22,15 +24,16 @@ def build(checkout: Path, engine: Engine) -> str:
     return done.stdout
 
 
-def layers(engine: Engine) -> dict[str, list[str]]:
-    """The layers of each stage's image."""
-    found: dict[str, Any] = {s: engine.client.inspect_image(f"microstages/{s}:latest") for s in STAGES}
-    return {stage: image["RootFS"]["Layers"] for stage, image in found.items()}
+def layers(checkout: Path, engine: Engine) -> dict[str, list[str]]:
+    """The layers of the images of each stage's code in a checkout: others may build meanwhile, and move names."""
+    code = {s: stages.find(f"./{s}", checkout / "stages").code_identity() for s in STAGES}
+    images = {s: image_of(engine.client, s, code[s], "cpu") for s in STAGES}
+    return {s: engine.client.inspect_image(i.id)["RootFS"]["Layers"] for s, i in images.items()}
 
 
 def test_a_line_of_merge_changes_one_layer_of_one_image(engine: Engine, tmp_path: Path) -> None:
     build(ROOT, engine)
-    before = layers(engine)
+    before = layers(ROOT, engine)
     command = ["git", "ls-files", "images", "stages", ".dockerignore"]
     files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in files.stdout.splitlines():
@@ -41,9 +44,9 @@ def test_a_line_of_merge_changes_one_layer_of_one_image(engine: Engine, tmp_path
     changed.write_text(changed.read_text() + "\n# one more line\n")
     try:
         build(tmp_path, engine)
-        after = layers(engine)
+        after = layers(tmp_path, engine)
     finally:
         build(ROOT, engine)
     assert {stage for stage in STAGES if before[stage] != after[stage]} == {"merge"}
     assert sum(a != b for a, b in zip(before["merge"], after["merge"], strict=True)) == 1
-    assert layers(engine) == before
+    assert layers(ROOT, engine) == before

@@ -119,6 +119,16 @@ def test_a_card_alone(made: Any) -> None:
     assert (made.folder / "card/README.md").read_text() == "mine\n"
 
 
+def test_without_a_word_it_is_of_the_last_run_that_has_a_model(made: Any) -> None:
+    made.up("--only", "data", "--force", "--target", "process")
+    run = made.run("ps", "--json").json[0]["id"]
+    done = made.run("report", "--card", "last")
+    assert done.code == 0 and re.search(rf"note: run {run} made no model: this is run \d+$", done.err, re.M), done.err
+    assert load(made.folder / "last" / "README.md").data.model_name == "tones-onnx"
+    done = made.run("report", str(run), "--card", "none")
+    assert done.code == 2 and f"run {run} made no model" in done.err
+
+
 def test_an_artifact_at_an_address(made: Any, tmp_path: Path) -> None:
     """Without a pipeline: what its manifests tell, as far back as they lie where they were."""
     place = next((made.folder / ".runner/store/artifacts/build").glob("*/*/model"))

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from microstages.errors import UserError
 
+from runner.history import History
 from runner.ui import logs
 from runner.ui.graph import edges_of, said_by
 from runner.ui.logs import PIECE, Listener, piece, plain
@@ -148,6 +150,19 @@ def test_the_history_cannot_be_changed_from_here(with_runs: Any):
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             history.db.execute(statement)
     history.close()
+
+
+def test_a_history_that_is_just_being_made_has_no_runs(tmp_path: Path):
+    """Its file is there before its tables: that is not the history of another version."""
+    (tmp_path / "history.db").touch()
+    assert Reading(tmp_path).runs() == []
+    History(tmp_path).close()
+    assert Reading(tmp_path).runs() == []
+    db = sqlite3.connect(tmp_path / "history.db")
+    db.execute("PRAGMA user_version=1")
+    db.close()
+    with pytest.raises(UserError, match="the history has schema 1"):
+        Reading(tmp_path)
 
 
 def test_a_log_that_a_record_names_elsewhere_is_not_read(own: Any, tmp_path: Path):
