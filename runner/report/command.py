@@ -28,10 +28,10 @@ def report(args: argparse.Namespace) -> int:
         raise UserError("stdout takes one of --json and --output -", fix="give one of them")
     watch.current = Told(lambda text: say(text, sys.stderr))
     store, history = open_store(args.pipeline, args.set), open_history(args.pipeline, args.set)
-    has_model = None
-    if args.card is not None:
-        from runner.report.cards import has_model
-    shown = meant(store, history, args.run, lambda text: say(f"note: {text}", sys.stderr), args.pipeline, has_model)
+    from runner.report.cards import has_model, write_all
+
+    wanted = has_model if args.card is not None else None
+    shown = meant(store, history, args.run, lambda text: say(f"note: {text}", sys.stderr), args.pipeline, wanted)
     own = shown.file is None or shown.file.resolve() == args.pipeline.resolve()
     pipeline = read_pipeline(args.pipeline, args.set) if own else read_pipeline(shown.file, [])
     data = as_data(pipeline, store, shown)
@@ -40,8 +40,6 @@ def report(args: argparse.Namespace) -> int:
 
         print_json(data)
     if args.card is not None:
-        from runner.report.cards import write_all
-
         for file in write_all(args.card, store, shown):
             if not args.json:
                 print(file)

@@ -62,12 +62,12 @@ def meant(
         raise UserError("there are no runs yet", fix=fix)
     number = str(int(word)) if word else next(iter(runs))
     if not word and has_model is not None:
-        found = next((n for n in runs if has_model(history.stages(int(n)))), None)
-        if found is None:
+        newest = next((n for n in runs if has_model(history.stages(int(n)))), None)
+        if newest is None:
             raise UserError("no run made a model yet", fix="runner up makes one; runner ps lists the runs")
-        if found != number:
-            note(f"run {number} made no model: this is run {found}")
-            number = found
+        if newest != number:
+            note(f"run {number} made no model: this is run {newest}")
+            number = newest
     elif not word:
         productive = history.productive()
         telling = [n for n, r in runs.items() if r.id in productive or r.status == "running"]
