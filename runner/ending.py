@@ -184,7 +184,7 @@ class Ending:
         """What to say of another stage's result that was whole when this stage was started, and is not any more."""
         where = str(active.error.get("where") or "")
         for name, step in self.progress.steps.items():
-            if where and step.result and any(public(o.uri) == public(where) for o in step.result.outputs.values()):
+            if step.result and any(public(o.uri) in where for o in step.result.outputs.values()):
                 with suppress(UserError, OSError):
                     uses = self.progress.pipeline.stages[name].interface.name
                     found = self.store.look_up(uses, step.fingerprint)

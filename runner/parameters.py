@@ -8,7 +8,7 @@ from microstages.errors import nearest
 from microstages.interface import Interface, ParamSpec
 
 from runner.document import Node, Problems
-from runner.problems import guess
+from runner.problems import guess, told
 from runner.references import FAILED
 from runner.spec import StageSpec
 
@@ -101,24 +101,27 @@ def resolved(spec: StageSpec, interface: Interface, problems: Problems) -> dict[
                 problems.add(spec.place, what, f"add it below `params:` of {spec.name}: {wanted.wanted()}")
             continue
         node = spec.params[name]
-        fix = f"write {name}: {sample(wanted)}" + (f" ({wanted.help})" if wanted.help else "")
-        fix = f"{node.origin}; {fix}" if node.origin else fix
+        whose = f"{name} of stage {spec.name}" if node.origin else name
+        key = node.origin.word.rpartition(".")[2] if node.origin else name
+        fix = f"write {key}: {sample(wanted)}" + (f" ({wanted.help})" if wanted.help else "")
         if FAILED in _strings(node):
             continue
         try:
             value = wanted.check(node.plain())
         except ValueError as error:
-            problems.add(node.place, f"{name} {error}", fix)
+            problems.add(*told(node.place, node.origin, f"{whose} {error}", fix))
             continue
         if value in (None, []) and value != wanted.default:
             if wanted.default:  # a flag cannot say "nothing"
-                problems.add(node.place, f"{name} must be {wanted.wanted()}, not empty", fix)
+                what = f"{whose} must be {wanted.wanted()}, not empty"
+                problems.add(*told(node.place, node.origin, what, fix))
             value = wanted.default
         if value != wanted.default and (flag := talks(interface, name)):
             why = "" if flag == wanted.flag else f" goes with {flag}, which"
             what = f"{name}{why} leaves no result"
-            what, told = f"{what}, so a stage of a pipeline cannot have it", f"`{interface.name} {flag}`"
-            problems.add(node.place, what, f"leave it out: {told} is for the command line, on a copy by `runner pull`")
+            what = f"{what}, so a stage of a pipeline cannot have it"
+            fix = f"leave it out: `{interface.name} {flag}` is for the command line, on a copy by `runner pull`"
+            problems.add(node.place, what, fix)
         values[name] = value
     return values
 

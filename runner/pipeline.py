@@ -21,7 +21,7 @@ from runner import select, stages
 from runner.document import Node, PipelineError, Place, Problems, load
 from runner.matrix import Variant, expand, once
 from runner.parameters import resolved
-from runner.problems import Origin, guess
+from runner.problems import Origin, guess, told
 from runner.references import FAILED
 from runner.retry import Retry
 from runner.select import Select
@@ -40,9 +40,7 @@ class External:
 
     def told(self, what: str, fix: str) -> tuple[Place, str, str]:
         """A mistake in it: told where its value was written, with the place that refers to it."""
-        if self.origin is None:
-            return self.place, what, fix
-        return self.origin.place, what, f"{fix}; {self.origin.word} is used at {self.place}"
+        return told(self.place, self.origin, what, fix)
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ class _Checker:
             return None
         except UserError as error:
             what = f"{error.where}: {error.what}" if error.where else error.what
-            self.problems.add(stage.uses.place, what, error.fix)
+            self.problems.add(*told(stage.uses.place, stage.uses.origin, what, error.fix))
             return None
 
     def choose(self, name: str, node: Node) -> Select | None:

@@ -36,8 +36,12 @@ class Origin:
     word: str
     place: Place
 
-    def __str__(self) -> str:
-        return f"{self.word} is given at {self.place}"
+
+def told(place: Place, origin: Origin | None, what: str, fix: str) -> tuple[Place, str, str]:
+    """A mistake in a value: it is told where that was written, with the place that refers to it."""
+    if origin is None:
+        return place, what, fix
+    return origin.place, what, f"{fix}; {origin.word} is used at {place}"
 
 
 @dataclass(frozen=True, order=True)

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from microstages.errors import UserError, from_os_error
+from microstages.errors import UserError, from_os_error, nearest
 
 from runner.document import plain_scalar
 from runner.project.columns import Columns, look
@@ -105,7 +105,9 @@ def _data(folder: Path, data: str) -> str:
         return "datasets/data.jsonl"
     source = Path(data) if data else EXAMPLES / "tones.jsonl"
     if not source.is_file():
-        raise UserError("there is no such file", where=source, fix="give a file of rows, or an address")
+        near = nearest(source.name, os.listdir(source.parent) if source.parent.is_dir() else ())
+        fix = "give a file of rows, such as rows.jsonl or rows.csv, or an address, such as abfs://container/rows.jsonl"
+        raise UserError(f"there is no such file{near}", where=f"--data {source}", fix=fix)
     shutil.copy(source, folder / "datasets" / source.name)
     return f"datasets/{source.name}"
 

@@ -191,7 +191,7 @@ flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 try:
     text = open_artifact(flags["x"], ["dataset"]).file("x").read_bytes()
 except UserError as error:
-    event = {"event": "error", "what": error.what, "where": error.where, "fix": error.fix}
+    event = {"event": "error", "what": error.what, "where": f"--x {error.where}", "fix": error.fix}
     event["damaged"] = getattr(error, "artifact", "")
     sys.exit(print(json.dumps(event), flush=True) or 2)
 with Draft(flags["out"], "dataset") as draft:

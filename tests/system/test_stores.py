@@ -13,6 +13,8 @@ from microstages import storage
 from stores.servers import Store
 from system.conftest import Project, new_project
 
+SHORT = ("--set", "stages.adapter.params.epochs=2")  # of eight
+
 
 def outputs(done: Any) -> dict[str, str]:
     """stage -> digest of its one output, of `up --json`; which must have ended well."""
@@ -41,9 +43,9 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 def test_the_pipeline_on_each_store_gives_the_digests_of_a_local_run(
     project: Project, away: Project, remote: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    local = outputs(project.runner("up", "--json"))
+    local = outputs(project.runner("up", "--json", *SHORT))
     store = f"store={remote.uri()}"
-    there = away.runner("up", "--json", "--set", store)
+    there = away.runner("up", "--json", *SHORT, "--set", store)
     assert outputs(there) == local and states(there) == {"done"}
     for name, value in remote.environment.items():
         if "KEY" in name or "CONNECTION" in name:
@@ -52,21 +54,21 @@ def test_the_pipeline_on_each_store_gives_the_digests_of_a_local_run(
             assert not [f for f in everything if secret in f.read_text()]
     monkeypatch.setenv("MICROSTAGES_CACHE", str(tmp_path / "another"))
     shutil.rmtree(away.folder / ".runner")
-    again = away.runner("up", "--json", "--set", store)
+    again = away.runner("up", "--json", *SHORT, "--set", store)
     assert outputs(again) == local and states(again) == {"reused"}
     assert not (tmp_path / "another" / "artifacts").exists()  # nothing was fetched to know it
 
 
 @pytest.mark.parametrize("remote", ["s3"], indirect=True)
 def test_inputs_from_a_store_train_the_same_weights(project: Project, away: Project, remote: Store):
-    run = project.runner("up", "--json")
+    run = project.runner("up", "--json", *SHORT)
     local = outputs(run)
     place = remote.uri()
     model = away.folder / "examples/tiny-phi3"
     files = [p.relative_to(model).as_posix() for p in model.rglob("*") if p.is_file()]
     storage.upload(model, f"{place}/phi", files)
     storage.upload(away.folder / "examples", place, ["tones.jsonl"])
-    given = ("--set", f"params.data={place}/tones.jsonl", "--set", f"params.base_model={place}/phi")
+    given = (*SHORT, "--set", f"params.data={place}/tones.jsonl", "--set", f"params.base_model={place}/phi")
     shutil.rmtree(away.folder / "examples")
     planned = away.plan(*given)
     assert not list(Path(os.environ["MICROSTAGES_CACHE"]).rglob("*.safetensors"))  # a plan fetches nothing

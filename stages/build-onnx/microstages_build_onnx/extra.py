@@ -47,12 +47,12 @@ OWN = {
 }
 # Keys of the builder that are refused, and why.
 REFUSED = {
-    "hf_remote": "code from a model folder is never run",
-    "hf_token": "nothing is fetched from a hub here",
-    "adapter_path": "merge the adapter first, with the stage merge",
-    "filename": "the file is always model.onnx",
-    "config_only": "the stage always builds the whole model",
-    "num_hidden_layers": "the stage always builds the whole model",
+    "hf_remote": "leave it out: code from a model folder is never run",
+    "hf_token": "leave it out: nothing is fetched from a hub here",
+    "adapter_path": "leave it out, and merge the adapter first, with the stage merge",
+    "filename": "leave it out: the file is always model.onnx",
+    "config_only": "leave it out: the stage always builds the whole model",
+    "num_hidden_layers": "leave it out: the stage always builds the whole model",
     "disable_qkv_fusion": "use fuse_qkv=false",
     "use_8bits_moe": "use moe_quant_type=int8",
 }

@@ -173,6 +173,13 @@ def _json(text: str, where: str) -> Any:
         raise UserError(f"this is not JSON: {what}", where=f"{where}{at}", fix=fix) from None
 
 
+def _not_text(name: str, value: Any, where: str) -> UserError:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    said = json.dumps(value, ensure_ascii=False)
+    fix = f"write it in quotes: {json.dumps({name: said}, ensure_ascii=False)}" if number else _FORMS
+    return UserError(f"its {name} is not text but {said[:40]}{'…' * (len(said) > 40)}", where=where, fix=fix)
+
+
 def _row(value: Any, where: str, wrap: Wrap) -> Row:
     if not isinstance(value, Mapping):
         raise UserError("this row is not a JSON object", where=where, fix=_FORMS)
@@ -182,10 +189,10 @@ def _row(value: Any, where: str, wrap: Wrap) -> Row:
         raise UserError(f"this row has {what}", where=where, fix=_FORMS)
     reference = value.get("completion", value.get("reference"))
     if reference is not None and not isinstance(reference, str):
-        raise UserError("its completion is not text", where=where, fix=_FORMS)
+        raise _not_text("completion", reference, where)
     if known == ["prompt"]:
         if not isinstance(value["prompt"], str):
-            raise UserError("its prompt is not text", where=where, fix=_FORMS)
+            raise _not_text("prompt", value["prompt"], where)
         return Row(wrap.prompt(value["prompt"]), reference)
     messages = value["messages"]
     good = isinstance(messages, list) and all(

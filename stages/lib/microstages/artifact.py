@@ -32,6 +32,14 @@ __all__ = [
     "outside_digest", "outside_files", "outside_kind", "verify",
 ]  # fmt: skip
 # What tells a folder from outside apart, and the stage that makes such a thing.
+# What makes an artifact of a kind, for who gave one of another.
+MADE_BY = {
+    "dataset": "prepare-data makes one",
+    "adapter": "train-lora and train-qlora make one",
+    "model": "merge makes one, and transformers' save_pretrained",
+    "onnx-model": "build-onnx makes one",
+    "predictions": "infer makes one",
+}
 MARKERS = {"model": "config.json", "adapter": "adapter_config.json", "onnx-model": "genai_config.json"}
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -170,7 +178,7 @@ def outside_files(path: Path) -> tuple[Path, dict[str, Path]]:
     if glob.has_magic(text):
         matches = [Path(m) for m in sorted(glob.glob(text, recursive=True)) if Path(m).is_file()]
         if not matches:
-            raise UserError("no file matches this pattern", where=path, fix="check the pattern and the folder")
+            raise UserError("no file matches this pattern", where=path, fix=_there(path))
         root = Path(os.path.commonpath([m.parent for m in matches]))
         return root, {m.relative_to(root).as_posix(): m for m in matches}
     parent = path.parent
@@ -178,6 +186,18 @@ def outside_files(path: Path) -> tuple[Path, dict[str, Path]]:
     from microstages.errors import nearest
 
     raise UserError(f"no such file or folder{nearest(path.name, siblings)}", where=path, fix="check the path")
+
+
+def _there(pattern: Path) -> str:
+    """What to do about a pattern that nothing matches: what lies where it begins."""
+    folder = pattern.parent
+    while glob.has_magic(str(folder)):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"there is no folder {folder}: correct the pattern"
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith("."))
+    shown = ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
+    return f"correct the pattern; the folder has {shown}" if names else f"the folder {folder} is empty"
 
 
 def outside_digest(path: Path) -> str:
@@ -211,9 +231,7 @@ def outside_kind(uri: str, single: str, names: Sequence[str], kinds: tuple[str, 
         is_ = next((k for k in reversed(MARKERS) if MARKERS[k] in names), None)
         marks = " or ".join(f"{MARKERS[k]} ({k})" for k in kinds if k in MARKERS) or f"{MANIFEST} ({kinds[0]})"
         if is_:
-            raise UserError(
-                f"it is of kind {is_}; {' or '.join(kinds)} is wanted", where=uri, fix="give another folder"
-            )
+            raise _other_kind(uri, is_, kinds)
         raise UserError(f"there is no {marks} in it", where=uri, fix="check that this is the right folder")
     _refuse_pickles(uri, kind, names)
     return kind
@@ -232,12 +250,18 @@ def _refuse_pickles(uri: str, kind: str, files: Sequence[str]) -> None:
         if kind == "adapter":
             what = "there are no weights (adapter_model.safetensors) in it"
             raise UserError(what, where=uri, fix="get it again, or train the adapter again")
-        raise UserError(
-            "there are no weights (*.safetensors) in it", where=uri, fix="check that the download is complete"
-        )
+        fix = "the download is not complete: get the rest of it"
+        raise UserError("there are no weights (*.safetensors) in it", where=uri, fix=fix)
 
 
 def check_kind(uri: str, kind: str, kinds: tuple[str, ...]) -> None:
     """Raises UserError where an artifact is not of one of `kinds`."""
     if kind not in kinds and "files" not in kinds:
-        raise UserError(f"it is of kind {kind}; {' or '.join(kinds)} is wanted", where=uri, fix="give another artifact")
+        raise _other_kind(uri, kind, kinds)
+
+
+def _other_kind(uri: str, kind: str, kinds: Sequence[str]) -> UserError:
+    made = "; ".join(f"{MADE_BY[k]} ({k})" if len(kinds) > 1 else MADE_BY[k] for k in kinds if k in MADE_BY)
+    wanted = " or ".join(kinds)
+    fix = f"give one of kind {wanted}" + (f": {made}" if made else "")
+    return UserError(f"it is of kind {kind}; {wanted} is wanted", where=uri, fix=fix)

@@ -55,7 +55,12 @@ class Draft:
                     fix="artifacts are immutable: choose a new folder, or remove this",
                 )
             parent = self.target.absolute().parent
-            parent.mkdir(parents=True, exist_ok=True)
+            try:
+                parent.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                file = next(p for p in (parent, *parent.parents) if p.exists() and not p.is_dir())
+                what = f"no folder can be made there: {file.name} is a file"
+                raise UserError(what, where=uri, fix="choose a place where no file stands in the way") from None
             self.path = parent / f".{self.target.name}.{secrets.token_hex(4)}.partial"
         else:
             if storage.read(storage.join(uri, MANIFEST)) is not None and not self._again:

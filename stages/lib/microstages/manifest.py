@@ -97,7 +97,7 @@ class Manifest:
         if len({f.path for f in files}) != len(files):
             raise broken("names a file twice")
         if tree_digest(files) != digest:
-            raise broken("has a digest that is not that of its files")
+            raise broken("was altered: its digest is not that of the files that it lists")
         if unknown := set(value) - _KEYS:
             raise broken(f"has the unknown key {min(unknown)!r}")
         end = _CHECKSUM.search(data)

@@ -24,7 +24,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -41,8 +42,8 @@ from microstages.errors import (
     Stopped,
     UserError,
     as_user_error,
-    nearest,
 )
+from microstages.flags import mistake, noun, usual
 from microstages.identity import code_identity, fingerprint
 from microstages.interface import InputSpec, Interface, OutputSpec, ParamSpec, StateSpec
 from microstages.marks import Input, Output, Param, State
@@ -94,13 +95,7 @@ class Stage:
             result = self._program(body)(args=list(argv), standalone_mode=False, prog_name=self.name)
             return result if isinstance(result, int) and result else code
         except TyperException as error:
-            text = error.format_message() if hasattr(error, "format_message") else str(error)
-            fix = f"see {self.name} --help"
-            if type(error).__name__ == "NoSuchOption":
-                flag = str(getattr(error, "option_name", ""))
-                text, near = f"there is no flag {flag}", nearest(flag, self._flags())
-                fix = near.strip(" ()").replace("'", "") or fix
-            print(f"{self.name}: error: {text}\n  {fix}", file=sys.stderr)
+            print(f"{self.name}: error: {mistake(error, argv, self.interface())}", file=sys.stderr)
             return EXIT_USER
         except (KeyboardInterrupt, EOFError):
             return EXIT_STOPPED
@@ -148,13 +143,6 @@ class Stage:
             out[name] = (type_, mark, p.default)
         return out
 
-    def _flags(self) -> list[str]:
-        interface = self.interface()
-        yes = [f.flag for f in interface.inputs.values()] + [f.flag for f in interface.outputs.values()]
-        yes += [f.flag for f in interface.params.values()]
-        no = [f"--no-{p.flag[2:]}" for p in interface.params.values() if p.type == "boolean"]
-        return [*yes, *no, *([interface.state.flag] if interface.state else [])]
-
     def _program(self, body: Callable[..., None]) -> Any:
         import typer
 
@@ -180,8 +168,7 @@ class Stage:
                     notes.append(spec.wanted().removeprefix("a whole number ").removeprefix("a number "))
                 notes += [spec.unit] if spec.unit else []
                 help_ = mark.help + (f" [{'; '.join(notes)}]" if notes else "")
-                noun = {"integer": "N", "number": "X", "boolean": None, "list": "WORD"}.get(spec.type, "TEXT")
-                panel = {"metavar": noun} if noun else {}
+                panel = {"metavar": noun(spec)} if spec.type != "boolean" else {}
             if default is None or isinstance(default, (list, tuple)):
                 panel["show_default"] = False
             flag = "--" + name.replace("_", "-")
@@ -262,9 +249,7 @@ class Stage:
             params = interface.resolve(given)
         except ValueError as error:
             name, _, what = str(error).partition(" ")
-            default = interface.params[name].default if name in interface.params else None
-            fix = f"see {self.name} --help" if default is None else f"leave it out for the usual value, {default}"
-            raise UserError(what, where="--" + name.replace("_", "-"), fix=fix) from None
+            raise UserError(what, where="--" + name.replace("_", "-"), fix=usual(interface, name)) from None
         if nodes.rank == 0 and os.environ.get("MLFLOW_TRACKING_URI"):
             from microstages.mlflow import of_environment
 
@@ -274,7 +259,8 @@ class Stage:
         for name, spec in interface.inputs.items():
             arguments[name] = None
             if values[name] is not None:
-                arguments[name] = inputs[name] = _opened(spec, values[name])
+                with _told_of(spec.flag, values[name]):
+                    arguments[name] = inputs[name] = open_artifact(values[name], spec.kinds)
         digests = {k: a.digest for k, a in inputs.items()}
         code = self.code_identity()
         print_ = fingerprint(self.name, code, interface.identity_params(params), digests)
@@ -290,7 +276,8 @@ class Stage:
                     draft = None
                     if values[name] is not None:
                         uri = values[name] if nodes.rank == 0 else _nowhere()
-                        draft = outputs[mark.name] = Draft(uri, mark.kind)
+                        with _told_of(interface.outputs[mark.name].flag, uri):
+                            draft = outputs[mark.name] = Draft(uri, mark.kind)
                     arguments[name] = draft
             hints = get_type_hints(self.function)
             if run_name := next((k for k, h in hints.items() if h is Run), None):
@@ -352,12 +339,17 @@ def _nowhere() -> str:
     return os.path.join(tempfile.gettempdir(), f"helper-{secrets.token_hex(4)}")
 
 
-def _opened(spec: InputSpec, uri: str) -> Artifact:
+@contextmanager
+def _told_of(flag: str, uri: str) -> Iterator[None]:
+    """What is wrong with an artifact says by which flag it was given."""
     try:
-        return open_artifact(uri, spec.kinds)
-    except UserError as error:
-        error.where = f"{spec.flag} {error.where}"
-        raise error from None
+        yield
+    except (UserError, OSError) as error:
+        known = as_user_error(error)
+        if known is None:
+            raise
+        known.where = f"{flag} {known.where or storage.public(uri)}"
+        raise known from None
 
 
 def _clear(place: Place, report: Reporter) -> None:

@@ -52,10 +52,12 @@ def quantizations(adapter: Artifact, base: Base, asked: Asked) -> dict[str, Quan
     if asked.base == "original" or (asked.base == "auto" and not record):
         if given:
             flag = {"type": "--quant-type", "double_quant": "--double-quant", "compute_dtype": "--compute-dtype"}
+            first = flag[next(iter(given))]
+            how = "write --base dequantized for --base original" if asked.base != "auto" else "add --base dequantized"
             raise UserError(
                 "it tells how the base was quantized, and the merge goes into the original weights",
-                where=flag[next(iter(given))],
-                fix="add --base dequantized, or leave it out",
+                where=first,
+                fix=f"{how}, or leave {first} out",
             )
         if isinstance(record, Mapping) and record.get("loftq"):
             what = "the adapter began as what the quantization lost (LoftQ): it belongs to the dequantized base only"
