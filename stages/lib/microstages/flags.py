@@ -10,9 +10,10 @@ from microstages.interface import InputSpec, Interface, OutputSpec, ParamSpec
 
 # What stands for a value in `write it as --rank N`.
 NOUNS = {"integer": "N", "number": "X", "list": "WORD"}
+Spec = InputSpec | OutputSpec | ParamSpec
 
 
-def noun(spec: InputSpec | OutputSpec | ParamSpec) -> str:
+def noun(spec: Spec) -> str:
     """What stands for the value of a flag in help: N, X, WORD, TEXT or URI."""
     return NOUNS.get(spec.type, "TEXT") if isinstance(spec, ParamSpec) else "URI"
 
@@ -27,7 +28,7 @@ def usual(interface: Interface, name: str) -> str:
 def mistake(error: Exception, words: Sequence[str], interface: Interface) -> UserError:
     """What typer says of a command line (`words`), as an error of a user of this stage."""
     see = f"see {interface.name} --help"
-    specs = {**interface.inputs, **interface.outputs, **interface.params}
+    specs: dict[str, Spec] = {**interface.inputs, **interface.outputs, **interface.params}
     flags = {s.flag: name for name, s in specs.items()}
     kind, flag = type(error).__name__, _flag_of(error)
     if kind == "MissingParameter":
