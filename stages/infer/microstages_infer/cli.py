@@ -317,9 +317,15 @@ def _check_vocabulary(dataset: Artifact | None, engine: Engine, run: Run) -> Non
 def _check_form(run: Run, form: str, wrap: Wrap, rows: list[Row]) -> None:
     """Say how the prompts were written that the model was tuned on, where none here is; no rows: a chat."""
     bos = wrap.text.special("bos_token") or ""
-    if not any(follows(form, r.prompt) or follows(form, r.prompt.removeprefix(bos)) for r in rows):
+    chat = wrap.chat_is_of(form)
+    if wrap.chat or not rows:
+        good = chat
+    else:
+        good = any(follows(form, r.prompt) or follows(form, r.prompt.removeprefix(bos)) for r in rows)
+    if not good:
         what = "these prompts are" if len(rows) > 1 else "this prompt is" if rows else "a chat is"
-        run.log(f"it was tuned on prompts of the form {form!r}, and {what} not: its answers may be worse")
+        what += " not: --as-chat makes that of it" if chat else " not: its answers may be worse"
+        run.log(f"it was tuned on prompts of the form {form!r}, and {what}")
 
 
 def _weight(artifact: Artifact) -> int:

@@ -19,6 +19,7 @@ from microstages.dataset import held_out
 from microstages.errors import UserError, json_mistake
 from microstages.tokens import ModelText
 
+_SAID = "what somebody says"
 ROLES = ("system", "user", "assistant", "tool")
 _FORMS = 'a row is {"prompt": …} or {"messages": […]}, with "completion" where the right answer is known'
 
@@ -59,6 +60,15 @@ class Wrap:
     def messages(self, messages: list[dict[str, str]]) -> str:
         first = [{"role": "system", "content": self.system}] if self.system is not None else []
         return self.text.render([*first, *messages], add_generation_prompt=True)
+
+    def chat_is_of(self, form: str) -> bool:
+        """Whether what is said in a chat becomes a prompt of a form: see `form_of`."""
+        try:
+            prompt = self.messages([{"role": "user", "content": _SAID}])
+        except UserError:  # there is no chat template, or none for this
+            return False
+        # any prompt is of a form that is a field and little else: what begins the answer must stand there too
+        return follows(form, prompt) and prompt.rpartition(_SAID)[2].strip() in form
 
 
 def form_of(metadata: Mapping[str, Any]) -> str | None:

@@ -143,7 +143,7 @@ class Place:
         engine = served.engine
         self._report.event("ready", url=url, host=host, port=port, model=served.name)
         said = f"serving {served.name} at {url}  ({engine.device}, {engine.precision}; {rows.how})"
-        if served.form is not None:
+        if served.form is not None and not served.wrap.chat_is_of(served.form):
             said += f"\n  it was tuned on prompts of the form {served.form!r}: /v1/completions takes them as they are"
         elif not engine.text.chat_template:
             said += "\n  it has no chat template: /v1/completions alone can be asked"

@@ -58,7 +58,30 @@ def test_a_prompt_that_is_not_as_those_of_the_tuning_is_told(
         assert result.code == 0 and result.stderr.count(said) == told, result.stderr
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"rain\n")))
     chat = infer(*ask, "--chat")
-    assert chat.code == 0 and "and a chat is not" in chat.stderr
+    assert chat.code == 0 and "and a chat is not: its answers may be worse" in chat.stderr
+
+
+CHAT = "<|user|>\n{message}<|end|>\n<|assistant|>\n"
+
+
+@pytest.mark.parametrize(("form", "bare", "chat"), [
+    (CHAT, "this prompt is not: --as-chat makes that of it", ""),
+    (CHAT.removesuffix("\n"), "this prompt is not: its answers may be worse", "may be worse"),
+    ("{message}\n", "", "may be worse"),  # of this form is whatever ends in a line break
+])  # fmt: skip
+def test_a_chat_with_a_model_that_was_tuned_on_chats_is_of_the_right_form(
+    onnx: Path, infer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, bare: str, chat: str
+) -> None:
+    with Draft(str(tmp_path / "tuned"), "onnx-model") as draft:
+        shutil.copytree(onnx, draft.path, dirs_exist_ok=True)
+        draft.metadata["template"] = {"kind": "template", "template": form + "{answer}", "completion": "answer"}
+        draft.commit({})
+    ask = ("--model", tmp_path / "tuned", "--max-new-tokens", 2)
+    for words, said in ((("--prompt", "rain\n"), bare), (("--prompt", "rain", "--as-chat"), chat), (("--chat",), chat)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"rain\n")))
+        result = infer(*ask, *words)
+        assert result.code == 0 and ("it was tuned on" in result.stderr) == bool(said), result.stderr
+        assert said in result.stderr
 
 
 @pytest.mark.parametrize(
