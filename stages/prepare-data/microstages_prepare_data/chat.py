@@ -16,7 +16,7 @@ from typing import Any
 from microstages.errors import UserError
 from microstages.tokens import ModelText
 
-from microstages_prepare_data.recipe import BadRowError, Parts
+from microstages_prepare_data.recipe import BadRowError, Parts, Recipe
 from microstages_prepare_data.sources import Row, kind_of
 
 Message = dict[str, Any]
@@ -75,8 +75,12 @@ class Chat:
     def fields(self) -> tuple[str, ...]:
         return (self.field,)
 
+    def messages(self, row: Row) -> list[Message]:
+        """What a row says. Raises BadRowError."""
+        return _messages(row, self.field)
+
     def parts(self, row: Row) -> Parts:
-        messages = _messages(row, self.field)
+        messages = self.messages(row)
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         if not turns:
             raise BadRowError("it has no assistant message")
@@ -114,6 +118,42 @@ class Chat:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "chat", "messages_field": self.field}
+
+
+@dataclass(frozen=True)
+class AsChat(Chat):
+    """Rows of a prompt and an answer (`of`), each said in a chat: the prompt by the user."""
+
+    of: Recipe | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        assert self.of is not None
+        return self.of.fields
+
+    def messages(self, row: Row) -> list[Message]:
+        assert self.of is not None
+        *prompt, answer = self.of.parts(row)
+        said = "".join(prompt).strip()
+        if not said:
+            raise BadRowError("its prompt is empty")
+        return [{"role": "user", "content": said}, {"role": "assistant", "content": answer.strip()}]
+
+    def describe(self) -> dict[str, Any]:
+        """As the recipe's own, with what the chat template writes around the prompt."""
+        assert self.of is not None
+        said = {**self.of.describe(), "as_chat": True}
+        whole = self.text.render([{"role": "user", "content": _ANSWER}], add_generation_prompt=True)
+        head, _, tail = (t.replace("{", "{{").replace("}", "}}") for t in whole.rpartition(_ANSWER))
+        if said["kind"] == "templates":
+            return {**said, "prompt_template": f"{head}{said['prompt_template'].strip()}{tail}"}
+        if said["kind"] == "fields":
+            prompt, answer = f"{{{said['prompt_field']}}}", str(said["completion_field"])
+        else:
+            answer = str(said["completion"])
+            prompt = str(said["template"]).rpartition(f"{{{answer}}}")[0].strip()
+        template = f"{head}{prompt}{tail}{{{answer}}}"
+        return {"kind": "template", "template": template, "completion": answer, "as_chat": True}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ def main(
         Literal["turns", "text"],
         Param("turns: the assistant's are answers; text: all that the chat template writes is one text"),
     ] = "turns",
+    as_chat: Annotated[
+        bool, Param("put prompt and answer into the model's chat template, as messages of user and assistant")
+    ] = False,
     chat_template: Annotated[str | None, Param("jinja source of a chat template, in place of the model's")] = None,
     values: Annotated[
         Literal["plain", "python"],
@@ -148,7 +151,8 @@ def main(
         files=tuple(files or ()), split=split, test_split=test_split, where=tuple(where or ()), template=template,
         completion=completion, columns=tuple(columns or ()), prompt_field=prompt_field,
         completion_field=completion_field, prompt_template=prompt_template, completion_template=completion_template,
-        messages_field=messages_field, conversation=conversation, chat_template=chat_template, values=values,
+        messages_field=messages_field, conversation=conversation, as_chat=as_chat, chat_template=chat_template,
+        values=values,
         empty_rows=empty_rows, loss=loss, loss_on_pad=loss_on_pad, hide_pad=hide_pad, end_token=end_token,
         add_bos=add_bos, special_tokens_as_text=special_tokens_as_text, strategy=strategy, max_length=max_length,
         prompt_max_length=prompt_max_length, joiner=joiner, keep_last_full=keep_last_full, stride=stride,

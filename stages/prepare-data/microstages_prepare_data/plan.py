@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from microstages.errors import UserError, nearest
 from microstages.tokens import ModelText
 
-from microstages_prepare_data.chat import Chat, Conversation, WithTemplate, end_of_turn, keeps_earlier_turns
+from microstages_prepare_data.chat import AsChat, Chat, Conversation, WithTemplate, end_of_turn, keeps_earlier_turns
 from microstages_prepare_data.recipe import Fields, Recipe, Template, exists, wanted
 from microstages_prepare_data.selection import Condition
 from microstages_prepare_data.settings import Settings
@@ -61,11 +61,13 @@ def plan(settings: Settings, text: ModelText, columns: Sequence[str]) -> Plan:
     recipe: Recipe
     end = None
     if settings.chat_template is not None:
-        if not isinstance(asked, str):
+        if not isinstance(asked, str) and not settings.as_chat:
             raise UserError(
-                "it is for chat messages", where="--chat-template", fix="give --messages-field, or leave it"
+                "it is for chats", where="--chat-template", fix="give --messages-field or --as-chat, or leave it out"
             )
         text = WithTemplate(text.folder, settings.chat_template)
+    if isinstance(asked, str) and settings.as_chat:
+        raise UserError(f"the rows are chats already, in {asked!r}", where="--as-chat", fix="leave it out")
     if isinstance(asked, str) and settings.conversation == "text":
         recipe, end = Conversation(text, asked), _end_of_turn(text)
     elif isinstance(asked, str):
@@ -74,6 +76,13 @@ def plan(settings: Settings, text: ModelText, columns: Sequence[str]) -> Plan:
         recipe = Chat(text, asked, end if settings.end_token != "none" else None, every_turn)
         if not every_turn:
             warnings.append("the chat template rewrites earlier answers, so only the last answer of a row is trained")
+    elif settings.as_chat:
+        if not asked.answer:
+            fix = "give --template and --completion, or --prompt-field and --completion-field"
+            raise UserError("it needs a prompt and an answer", where="--as-chat", fix=fix)
+        end = end_of_turn(text)
+        keeps_earlier_turns(text)
+        recipe = AsChat(text, "", end if settings.end_token != "none" else None, False, of=asked)
     else:
         recipe = asked
     loss = _loss(settings, recipe)

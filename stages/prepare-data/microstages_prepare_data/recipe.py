@@ -121,8 +121,16 @@ class Template:
         if not self.answer:
             return ["", "".join(pieces)]
         answer = value(row, self.completion or "")
-        if not answer.strip() and not self.allow_empty:
-            raise BadRowError(f"the field {self.completion!r}, the answer, is empty")
+        if not self.allow_empty:
+            if not answer.strip():
+                raise BadRowError(f"the field {self.completion!r}, the answer, is empty")
+            asked = [name for name in self.pieces[1 : self.begins : 2] if name]
+            if asked and not any(value(row, name).strip() for name in asked):
+                one = len(set(asked)) == 1
+                what = (
+                    f"the field {asked[0]!r}, the prompt, is" if one else f"the fields {_names(asked)}, the prompt, are"
+                )
+                raise BadRowError(f"{what} empty")
         return ["".join(pieces[: self.begins]), "".join(pieces[self.begins :])]
 
     def describe(self) -> dict[str, Any]:

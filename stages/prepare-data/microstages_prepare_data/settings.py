@@ -27,6 +27,7 @@ class Settings:
     completion_template: str | None = None
     messages_field: str | None = None
     conversation: str = "turns"
+    as_chat: bool = False
     chat_template: str | None = None
     values: str = "plain"
     empty_rows: str = "bad"
@@ -138,6 +139,18 @@ class Settings:
             raise UserError(
                 "a pad token that is hidden is not trained either", where="--hide-pad", fix="give --no-loss-on-pad too"
             )
+        if self.as_chat:
+            if self.messages_field is not None or self.conversation == "text":
+                raise _contradiction("--as-chat", "these rows are chats already", "--as-chat")
+            if self.columns or (self.template is not None and self.completion is None):
+                raise UserError(
+                    "it needs a prompt and an answer",
+                    where="--as-chat",
+                    fix="give --template and --completion, or --prompt-field and --completion-field",
+                )
+            if self.special_tokens_as_text or self.prompt_max_length is not None:
+                flag = "--special-tokens-as-text" if self.special_tokens_as_text else "--prompt-max-length"
+                raise _contradiction("--as-chat", f"{flag} is not for chats", flag)
         if self.conversation == "text" and self.loss == "completion":
             raise _contradiction("--loss completion", "--conversation text knows no answers", "--conversation")
 

@@ -98,7 +98,7 @@ PARAMETERS = {
     "a negative share": ([GOOD], {"test_fraction": -0.1}, ["--test-fraction", "at least 0"]),
     "a length of one": ([GOOD], {"max_length": 1}, ["--max-length", "at least 2"]),
     "a length beyond the model": ([GOOD], {"max_length": 257}, ["--max-length: 257 tokens", "256 or less"]),
-    "a length that is text": ([GOOD], {"max_length": "long"}, ["'--max-length'", "valid integer"]),
+    "a length that is text": ([GOOD], {"max_length": "long"}, ["--max-length", "whole number"]),
     "no workers": ([GOOD], {"workers": 0}, ["--workers", "at least 1"]),
     "an end token of many tokens": ([GOOD], {"end_token": "<|endd|>"},
                                     ["--end-token: '<|endd|>' is", "tokens, not one (did you mean '<|end|>'?)"]),

@@ -178,3 +178,41 @@ def test_what_the_template_refuses_is_a_bad_row(prepare, another_model):
     made = prepare([{"messages": [SYSTEM, USER, GOOD]}], model=another_model(chat_template=refuses))
     assert made.code == 2
     assert "no system messages" in made.said
+
+
+@pytest.mark.parametrize("params", [
+    {"template": "{q}\n{a}", "completion": "a"},
+    {"template": " {q} {a}", "completion": "a"},
+    {"prompt_field": "q", "completion_field": "a"},
+    {"prompt_template": "{q} ", "completion_template": "{a}"},
+], ids=str)  # fmt: skip
+def test_prompts_and_answers_as_a_chat_are_the_chat(prepare, params):
+    """The same tokens as of the messages themselves, and infer is told how the prompts were written."""
+    from microstages_infer.prompts import follows, form_of
+
+    rows = [{"q": f"How do you feel on day {n}?", "a": f"Very {n}."} for n in range(40)]
+    said = [(("user", r["q"]), ("assistant", r["a"])) for r in rows]
+    chats = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in said]
+    made, same = prepare(rows, as_chat=True, test_fraction=0.3, **params), prepare(chats, test_fraction=0.3)
+    assert made.examples() == same.examples() and made.held_out == same.held_out
+    assert made.metadata["template"]["as_chat"] is True and made.metadata["end_token"] == "<|end|>"
+    form = form_of(made.metadata)
+    assert form == "<|user|>\n{q}<|end|>\n<|assistant|>\n"
+    assert all(follows(form, h.prompt) for h in made.held_out)
+
+
+def test_what_a_chat_cannot_be_made_of(prepare):
+    row = [{"q": "How?", "a": "So.", "text": "All."}]
+    for params, where in (
+        ({"template": "{q} {a}"}, "--as-chat: it needs a prompt and an answer"),
+        ({"columns": ["q", "a"]}, "--as-chat: it needs a prompt and an answer"),
+        ({}, "--as-chat: it needs a prompt and an answer"),
+        ({"messages_field": "q"}, "--as-chat: these rows are chats already"),
+        ({"prompt_field": "q", "completion_field": "a", "special_tokens_as_text": True}, "--as-chat: --special"),
+    ):
+        made = prepare(row, as_chat=True, test_fraction=0, **params)
+        assert made.code == 2 and where in made.said, made.said
+    made = prepare([{"messages": [USER, GOOD]}], as_chat=True, test_fraction=0)
+    assert made.code == 2 and "--as-chat: the rows are chats already, in 'messages'" in made.said
+    made = prepare([{"q": " ", "a": "So."}], as_chat=True, test_fraction=0, template="{q}{a}", completion="a")
+    assert made.code == 2 and "the field 'q', the prompt, is empty" in made.said
