@@ -83,6 +83,9 @@ class Stage:
         if list(argv[:1]) == ["describe"]:
             print(self.interface().to_json(), end="")
             return EXIT_OK
+        if list(argv) == ["--version"]:
+            print(f"{self.name} {self.version}")
+            return EXIT_OK
         from typer.exceptions import TyperException
 
         code = EXIT_OK
@@ -191,7 +194,8 @@ class Stage:
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__doc__ = inspect.getdoc(self.function)
         app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
-        app.command(epilog=f"`{self.name} describe` prints inputs, outputs and parameters as JSON.")(command)
+        more = f"`{self.name} describe` prints inputs, outputs and parameters as JSON; --version its version."
+        app.command(epilog=more)(command)
         return app
 
     # --- running ---

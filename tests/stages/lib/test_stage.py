@@ -146,6 +146,11 @@ def test_stdout_carries_events_and_nothing_else(demo):
     assert "a library prints" in done.stderr and "a child prints" in done.stderr
 
 
+def test_its_version(demo):
+    done = demo("--version")
+    assert done.returncode == 0 and re.fullmatch(r"demo \S+\n", done.stdout)
+
+
 def test_describe_says_what_the_signature_says(demo):
     interface = Interface.parse(demo("describe").stdout, "describe")
     assert interface.inputs["source"].kinds == ("files",) and interface.inputs["source"].required
