@@ -18,6 +18,7 @@ from runner.view import short
 
 LONGEST = 72  # characters of a command that its meaning stands behind
 LONG = 1.0  # seconds: what took less is not worth a word
+FEW_STEPS = 100  # of training: of fewer one tries more first
 NOT_WELL = ("failed", "stopped", "not run")
 
 Row = tuple[str, str, Callable[[float], str]]
@@ -149,11 +150,16 @@ def notes(pipeline: Pipeline, results: Mapping[str, Result]) -> list[str]:
             worse.append(f"note: {name} is worse than always giving the most frequent answer ({share(majority)})")
         else:
             doubtful.setdefault((majority, rows), []).append(f"{name} {share(low)}–{share(high)}")
-    return worse + [
+    found = worse + [
         f"note: not shown to be better than always giving the most frequent answer ({share(majority)}): "
         f"{', '.join(said)}\n      (95 % intervals of the accuracy on {rows:,.0f} held-out rows)"
         for (majority, rows), said in doubtful.items()
     ]
+    steps = {n: r.metrics["steps"] for n, r in results.items() if isinstance(r.metrics.get("steps"), int)}
+    short = [f"{name} was trained in only {n} steps" for name, n in steps.items() if 0 < n < FEW_STEPS]
+    if found and short:
+        found[-1] += f"\n      {', '.join(short)}: more epochs, or fewer batch_tokens, may be what it needs"
+    return found
 
 
 def predictions_table(pipeline: Pipeline, results: Mapping[str, Result]) -> str:

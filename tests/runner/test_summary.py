@@ -49,6 +49,12 @@ def test_forms_with_the_same_rows_share_a_note_that_says_the_intervals():
     assert "tuned 0.291–0.768, quantized 0.232–0.709" in note and "13 held-out rows" in note and "good" not in note
 
 
+@pytest.mark.parametrize(("steps", "right", "told_of"), [(20, 6, True), (400, 6, False), (20, 13, False)])
+def test_few_steps_of_training_are_told_where_a_model_is_no_good(steps, right, told_of):
+    found = "".join(told({"adapter": {"steps": steps}, "tuned": measured(right, 13, 6)}))
+    assert ("adapter was trained in only 20 steps: more epochs, or fewer batch_tokens" in found) == told_of
+
+
 def test_of_a_base_from_outside_and_of_free_texts_nothing_is_said():
     assert told({"base": measured(0, 13, 6)}, model="hf://owner/name") == []
     assert told({"tuned": measured(1, 13, 1, classes=13)}) == []
