@@ -39,6 +39,7 @@ TABLE: list[tuple[str, tuple[str, ...], str, str]] = [
     # values
     ("a word for a number", (*TRAIN, "--rank", "many"), "--rank: must be a whole number .*'many'", USUAL),
     ("half of a number", (*TRAIN, "--rank=1.5"), "--rank: must be a whole number .*'1.5'", USUAL),
+    ("flags behind --", ("merge", "--", "--base-model", "model"), "--base-model, --adapter and --output are", "add "),
     ("a value where none is wanted", (*TRAIN, "--dora=maybe"), "--dora: it takes no value", "--no-dora"),
     ("rank 0", (*TRAIN, "--rank", "0"), "--rank: must be a whole number at least 1, not 0", USUAL),
     ("a learning rate of 0", (*TRAIN, "--learning-rate", "0"), "--learning-rate: .* above 0, not 0", USUAL),

@@ -220,11 +220,14 @@ def _ids(served: Served, prompt: Any, text: Callable[[Any], str], param: str) ->
         if not all(0 <= i < size for i in prompt):
             raise ApiError(400, f"token ids of this model are 0 to {size - 1}", param=param)
         found = tuple(prompt)
-    elif isinstance(prompt, (str, dict)):
+    elif isinstance(prompt, str):
         try:
+            prompt.encode()
             found = tuple(encode(served.engine, text(prompt)))
         except UserError as error:
             raise ApiError(400, error.what, param=param) from None
+        except UnicodeEncodeError:
+            raise ApiError(400, "it holds half of a surrogate pair, which is no text", param=param) from None
     else:
         raise ApiError(400, "the prompt is no text and no list of token ids", param=param)
     if not found:
@@ -244,7 +247,11 @@ def _chat(served: Served, value: Mapping[str, Any]) -> tuple[tuple[int, ...], ..
             param="messages", code="no_chat_template",
         )  # fmt: skip
     wrap = served.wrap if read[0]["role"] != "system" else replace(served.wrap, system=None)
-    return (_ids(served, {}, lambda _: wrap.messages(read), "messages"),)
+    try:
+        said = wrap.messages(read)
+    except UserError as error:
+        raise ApiError(400, error.what, param="messages") from None
+    return (_ids(served, said, str, "messages"),)
 
 
 def _message(value: Any, where: str) -> dict[str, str]:

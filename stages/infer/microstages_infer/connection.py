@@ -10,17 +10,18 @@ import io
 import json
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from ipaddress import ip_address
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from microstages_infer.api import ApiError, Asked, Shape, parse, usage
+from microstages_infer.callers import key_in, loops
 from microstages_infer.decoding import Answer
 from microstages_infer.scheduler import ClosedError, FullError, Job, Said
 
@@ -99,7 +100,12 @@ class Handler(BaseHTTPRequestHandler):
         """The first line is here: from now on the rest has its time."""
         self._began = time.perf_counter()
         self._timed.until = time.monotonic() + self.server.times.request
-        return super().parse_request()
+        if not super().parse_request():
+            return False
+        if self.request_version == "HTTP/0.9":
+            self.send_error(HTTPStatus.BAD_REQUEST, "this speaks HTTP/1.1")
+            return False
+        return True
 
     def do_GET(self) -> None:
         with self.server.request():
@@ -123,6 +129,12 @@ class Handler(BaseHTTPRequestHandler):
         except GoneError:
             self.close_connection = True
             done = Done(path, 499, note="the client went away")
+        except Exception:  # ours: the client is told, and so are we
+            self.server.told(Done("", 500, note=traceback.format_exc()))
+            self.close_connection = True
+            done = Done(path, 500, note="a fault of this server")
+            if not self._sent:
+                self._refuse(ApiError(500, "this is a fault of the server", kind="server_error"))
         if path in POSTS or done.status >= 400:
             self.server.told(Done(**{**vars(done), "seconds": time.perf_counter() - self._began}))
 
@@ -133,14 +145,15 @@ class Handler(BaseHTTPRequestHandler):
             # no page of a browser on this machine may talk to it under another name, or from another place
             host, origin = self.headers.get("Host"), self.headers.get("Origin")
             for url in (f"//{host}" if host else None, origin):
-                if url is not None and not _loops(url):
+                if url is not None and not loops(url):
                     self.close_connection = True
                     raise ApiError(
                         403, "without a key only this machine may ask: no other Host, no other Origin", code="forbidden"
                     )
-        elif path != "/health" and not self.server.allows(self.headers.get("Authorization")):
+        elif path != "/health" and not self.server.allows(key := key_in(self.headers.get("Authorization"))):
             self.close_connection = True
-            raise ApiError(401, "give the key of this server: Authorization: Bearer …", code="invalid_api_key")
+            missing = "give the key of this server: Authorization: Bearer …"
+            raise ApiError(401, "this is not the key of this server" if key else missing, code="invalid_api_key")
 
     # --- what is asked ---
 
@@ -149,9 +162,10 @@ class Handler(BaseHTTPRequestHandler):
         served, name = self.server.served, unquote(path.removeprefix("/v1/models/"))
         if path == "/health":
             running, waiting = self.server.scheduler.counts
-            closed = self.server.scheduler.closed
-            status = 503 if closed else 200
-            self._send(status, {"status": "stopping" if closed else "ok", "running": running, "waiting": waiting})
+            closed, works = self.server.scheduler.closed, self.server.scheduler.works
+            status = 503 if closed or not works else 200
+            said = "stopping" if closed else "ok" if works else "broken"
+            self._send(status, {"status": said, "running": running, "waiting": waiting})
             return Done(path, status)
         if path == "/v1/models":
             self._send(200, {"object": "list", "data": [served.entry()]})
@@ -378,21 +392,3 @@ def _nowhere(path: str) -> ApiError:
 
 def _stopping() -> ApiError:
     return ApiError(503, "the server is stopping", kind="server_error", code="stopping", retry_after=RETRY)
-
-
-def _loops(url: str) -> bool:
-    """Whether the host of a URL is this machine's own name."""
-    try:
-        return loopback(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
-
-
-def loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own only, as far as the name says it."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False

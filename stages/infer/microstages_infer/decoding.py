@@ -145,9 +145,9 @@ class Making:
 
     def _unsure(self, text: str) -> int:
         """Characters at the end that may still change: half of a character, or the beginning of a stop text."""
-        half = len(text) - len(text.rstrip("\ufffd"))
-        begun = (n for s in self._limits.stop for n in range(1, len(s)) if text.endswith(s[:n]))
-        return max([half, *begun])
+        sure = text.rstrip("\ufffd")
+        begun = (n for s in self._limits.stop for n in range(1, len(s)) if sure.endswith(s[:n]))
+        return len(text) - len(sure) + max(begun, default=0)
 
     def halt(self, since: float) -> None:
         if not self.done:

@@ -92,6 +92,11 @@ class Scheduler:
         return len(self._going) + self._joining, len(self._waiting)
 
     @property
+    def works(self) -> bool:
+        """Whether there is still somebody who asks the model."""
+        return self._thread.is_alive()
+
+    @property
     def closed(self) -> bool:
         """Whether it takes nothing any more."""
         return self._closed
@@ -146,35 +151,34 @@ class Scheduler:
         try:
             going = _Going(job, self._engine)
             ended = going.take(self._rows.join(job.ids, going.making.room))
+            with self._lock:
+                self._joining = 0
+                self._going.append(going)
+                if ended:
+                    self._leave(len(self._going) - 1)
         except Exception as error:
             with self._lock:
                 self._joining = 0
-                self._fail(self._words(error), also=job)  # the rows may be half of something
-            return
-        with self._lock:
-            self._joining = 0
-            self._going.append(going)
-            if ended:
-                self._leave(len(self._going) - 1)
+                known = any(g.job is job for g in self._going)
+                self._fail(self._words(error), also=None if known else job)  # the rows may be half of something
 
     def _step(self) -> None:
-        with self._lock:
-            for row in reversed(range(len(self._going))):
-                if self._going[row].job.cancelled:
-                    self._leave(row)
-        if not self._going:
-            return
         try:
+            with self._lock:
+                for row in reversed(range(len(self._going))):
+                    if self._going[row].job.cancelled:
+                        self._leave(row)
+            if not self._going:
+                return
             logits = self._rows.step([g.token for g in self._going])
             ended = [g.take(line) for g, line in zip(self._going, logits, strict=True)]
+            with self._lock:
+                for row in reversed(range(len(ended))):
+                    if ended[row]:
+                        self._leave(row)
         except Exception as error:
             with self._lock:
                 self._fail(self._words(error))
-            return
-        with self._lock:
-            for row in reversed(range(len(ended))):
-                if ended[row]:
-                    self._leave(row)
 
     def _leave(self, row: int) -> None:
         going = self._going[row]

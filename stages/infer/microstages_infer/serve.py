@@ -22,7 +22,8 @@ from microstages.errors import Stopped, UserError
 from microstages.reporting import Reporter
 
 from microstages_infer.api import Served
-from microstages_infer.connection import GETS, POSTS, Done, loopback
+from microstages_infer.callers import loopback
+from microstages_infer.connection import Done
 from microstages_infer.decoding import Engine
 from microstages_infer.http_server import Server
 from microstages_infer.prompts import Wrap
@@ -31,6 +32,7 @@ from microstages_infer.sampling import Sampling
 from microstages_infer.scheduler import Scheduler
 
 KEY = "MICROSTAGES_API_KEY"
+FREE = "choose another port or host; --port 0 takes a free one"
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,15 @@ class Place:
         self._settings, self._report = settings, report
         self._lock = threading.Lock()
         key = key_of(settings)
-        where = f"--host {settings.host} --port {settings.port}"
         try:
             self.server = Server(settings.host, settings.port, key, self._told)
         except (OSError, OverflowError, UnicodeError) as error:
-            what = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"cannot listen there: {what}", where=where, fix="choose another port or host") from None
+            raise self._taken(error) from None
+
+    def _taken(self, error: Exception) -> UserError:
+        what = getattr(error, "strerror", None) or str(error)
+        where = f"--host {self._settings.host} --port {self._settings.port}"
+        return UserError(f"cannot listen there: {what}", where=where, fix=FREE)
 
     def _told(self, done: Done) -> None:
         """A line and an event for a request."""
@@ -107,13 +112,9 @@ class Place:
                 return
             tokens = {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.completion_tokens}
             self._report.event("request", path=done.path, status=done.status, seconds=round(done.seconds, 4), **tokens)
-            path = done.path if done.path in (*POSTS, *GETS) else ascii(done.path)[:80]
-            said = (
-                f"{done.prompt_tokens} + {done.completion_tokens} tokens"
-                if done.status == 200
-                else ascii(done.note[:200])[1:-1]
-            )
-            self._report.say(f"{time.strftime('%H:%M:%S')}  {done.status}  {path}  {said}  {done.seconds:.2f} s\n")
+            said = f"{done.prompt_tokens} + {done.completion_tokens} tokens" if done.status == 200 else done.note[:200]
+            words = (time.strftime("%H:%M:%S"), done.status, done.path[:80], said, f"{done.seconds:.2f} s")
+            self._report.say("  ".join(readable(str(w)) for w in words) + "\n")
 
     def serve(
         self, model: Artifact, engine: Engine, wrap: Wrap, sampling: Sampling, stop: tuple[str, ...],
@@ -126,16 +127,20 @@ class Place:
         served = Served(name, model.digest, int(time.time()), engine, wrap, sampling, stop, most, form)
         scheduler = Scheduler(engine, rows, s.concurrent, s.waiting, lambda text: self._told(Done("", 500, note=text)))
         with _Told() as told:
-            self.server.listen(served, scheduler, s.concurrent + s.waiting)
+            try:
+                self.server.listen(served, scheduler, s.concurrent + s.waiting)
+            except OSError as error:  # another one took the port while the model was loaded
+                scheduler.close(0)
+                raise self._taken(error) from None
             self._ready(served, rows)
             told.wait()
             running, _ = scheduler.counts
-            self._report.log(f"stopping: {running} requests may end within {s.grace:g} s")
+            self._report.log(f"stopping: {_requests(running)} may end within {s.grace:g} s")
             cut = scheduler.close(s.grace)
             self.server.shutdown()
             self.server.settle(2)
             self.server.server_close()
-        raise Stopped("stopped" + (f"; {cut} requests were cut off" if cut else ""))
+        raise Stopped("stopped" + (f"; {_requests(cut)} cut off" if cut else ""))
 
     def _ready(self, served: Served, rows: Rows) -> None:
         host, port = self._settings.host, self.server.server_port
@@ -174,6 +179,15 @@ class _Told:
 
     def wait(self) -> None:
         self._stop.get()
+
+
+def readable(text: str) -> str:
+    """Text on one line: what cannot be seen (control characters, line ends) is escaped, letters never."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _requests(n: int) -> str:
+    return f"{n} request{'' if n == 1 else 's'}"
 
 
 def _name(model: Artifact) -> str:

@@ -33,7 +33,8 @@ def mistake(error: Exception, words: Sequence[str], interface: Interface) -> Use
     kind, flag = type(error).__name__, _flag_of(error)
     if kind == "MissingParameter":
         wanted = [_flag(p) for p in error.ctx.command.params if p.required]  # type: ignore[attr-defined]
-        missing = [f for f in wanted if not any(w == f or w.startswith(f"{f}=") for w in words)]
+        given = words[: words.index("--")] if "--" in words else words
+        missing = [f for f in wanted if not any(w == f or w.startswith(f"{f}=") for w in given)] or wanted
         them = [f"{f} {noun(specs[flags[f]])}" for f in missing]
         return UserError(f"{_and(missing)} {'are' if len(missing) > 1 else 'is'} missing",
                          fix=f"add {' '.join(them)}; {see}")  # fmt: skip

@@ -173,6 +173,11 @@ def _count(n: float) -> str:
     return f"{n:,.0f}" if float(n).is_integer() or n >= 100 else f"{n:.1f}"
 
 
+def number_of(n: int, noun: str, nouns: str = "") -> str:
+    """`1 file`, `3 files`, `1,200 addresses`."""
+    return f"{n:,} {noun if n == 1 else nouns or noun + 's'}"
+
+
 def duration(seconds: float) -> str:
     """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 10:

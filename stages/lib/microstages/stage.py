@@ -49,7 +49,7 @@ from microstages.interface import InputSpec, Interface, OutputSpec, ParamSpec, S
 from microstages.marks import Input, Output, Param, State
 from microstages.nodes import Nodes
 from microstages.provenance import hardware, software
-from microstages.reporting import Reporter, Transfers, duration, reporting, size
+from microstages.reporting import Reporter, Transfers, duration, number_of, reporting, size
 from microstages.state import Place
 
 
@@ -306,8 +306,8 @@ class Stage:
                 manifest = draft.commit(provenance)
                 uri = storage.public(draft.uri)
                 report.event("artifact", output=name, uri=uri, digest=manifest.digest, size=manifest.size)
-                took = duration(time.time() - began)
-                report.log(f"{self.name}: wrote {uri}  {size(manifest.size)}, {len(manifest.files)} files, in {took}")
+                took, files = duration(time.time() - began), number_of(len(manifest.files), "file")
+                report.log(f"{self.name}: wrote {uri}  {size(manifest.size)}, {files}, in {took}")
             if place is not None:
                 _clear(place, report)
         finally:

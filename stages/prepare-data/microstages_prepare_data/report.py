@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from microstages.reporting import number_of
 
 from microstages_prepare_data.encode import (
     CUT,
@@ -302,7 +303,8 @@ def spoken(report: dict[str, Any]) -> list[str]:
         f" {lengths['min']}–{lengths['max']} tokens, {lengths['p50']} at the median"
     )
     if how["strategy"] not in LINES:
-        out.append(f"{train['bins']:,} sequences of at most {how['max_length']} tokens, {efficiency:.1%} full")
+        sequences = number_of(train["bins"], "sequence")
+        out.append(f"{sequences} of at most {how['max_length']} tokens, {efficiency:.1%} full")
     if report["examples"]:
         text = report["examples"][0]["text"]
         out.append("first example: " + json.dumps(text[:300] + ("…" if len(text) > 300 else ""), ensure_ascii=False))

@@ -148,8 +148,12 @@ class Settings:
                     where="--as-chat",
                     fix="give --template and --completion, or --prompt-field and --completion-field",
                 )
-            if self.special_tokens_as_text or self.prompt_max_length is not None:
-                flag = "--special-tokens-as-text" if self.special_tokens_as_text else "--prompt-max-length"
+            others = {
+                "--special-tokens-as-text": self.special_tokens_as_text,
+                "--prompt-max-length": self.prompt_max_length is not None,
+                f"--empty-rows {self.empty_rows}": self.empty_rows != "bad",
+            }
+            if flag := next((f for f, given in others.items() if given), ""):
                 raise _contradiction("--as-chat", f"{flag} is not for chats", flag)
         if self.conversation == "text" and self.loss == "completion":
             raise _contradiction("--loss completion", "--conversation text knows no answers", "--conversation")

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from microstages.artifact import Artifact
 from microstages.errors import UserError, json_mistake
+from microstages.reporting import number_of
 
 from microstages_prepare_data.formats import BOM, Format, opened
 from microstages_prepare_data.json_stream import JsonStream, bad_utf8
@@ -153,7 +154,7 @@ def _csv(source: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[int, Ro
             elif len(cells) == len(names):
                 yield number, dict(zip(names, cells, strict=True))
             elif cells:
-                yield number, f"{len(cells)} cells, where the header has {len(names)}"
+                yield number, f"{number_of(len(cells), 'cell')}, where the header has {len(names)}"
             number = reader.line_num + 1
     except csv.Error as error:
         what, fix = str(error), "correct this line, or write the file with a CSV library"

@@ -77,7 +77,8 @@ class Gate:
         self.places: list[int] = []
         self.changed = threading.Condition()
         self.steps, self._let = 0, let
-        self.broken: Exception | None = None
+        self.broken: Exception | None = None  # raised at the next step
+        self.stuck: Exception | None = None  # raised where the next row leaves
 
     def let(self, steps: int | None) -> None:
         """That many steps more; None: any."""
@@ -111,6 +112,9 @@ class Gate:
         return np.stack([self._logits(row) for row in range(len(tokens))])
 
     def leave(self, row: int) -> None:
+        if self.stuck is not None:
+            error, self.stuck = self.stuck, None
+            raise error
         with self.changed:
             swap_out(self.texts, row)
             swap_out(self.places, row)

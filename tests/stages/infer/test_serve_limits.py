@@ -5,6 +5,7 @@ The server is real; the model says a script, one byte a step, and only as many s
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import threading
@@ -12,7 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from microstages_infer.connection import BODY, Times
+from microstages.reporting import Reporter
+from microstages_infer.connection import BODY, Done, Times
+from microstages_infer.serve import Place, Settings
 from stages.infer.serving import WAIT, Local, answer, events
 
 
@@ -132,6 +135,16 @@ def test_an_error_of_the_model_is_told_and_the_next_request_is_answered(local: C
     assert server.ask("more")[1]["error"]["message"] == "there is not enough memory for this"
 
 
+def test_an_error_where_an_answer_leaves_ends_nothing_but_the_answers_that_run(local: Callable[..., Local]) -> None:
+    server = local(None)
+    server.gate.stuck = MemoryError()
+    assert server.ask("more")[1]["error"]["message"] == "there is not enough memory for this"
+    assert server.ask("again")[1]["choices"][0]["text"] == "again"
+    connection = server.connect()
+    connection.request("GET", "/health")
+    assert answer(connection) == (200, {"status": "ok", "running": 0, "waiting": 0})
+
+
 # --- words ---
 
 
@@ -141,6 +154,7 @@ def test_stop_texts_cut_precisely_and_nothing_half_is_streamed(local: Callable[.
     text = "né 100 €! ST. STOP and more"
     cases: list[tuple[Any, str, str]] = [
         ("STOP", "né 100 €! ST. ", "stop"), (["zzz", "€!"], "né 100 ", "stop"), (None, text, "stop"),
+        ("0 €", "né 10", "stop"),  # what the stop text begins with, behind which a character comes in pieces
         (["STOP", "ST."], "né 100 €! ", "stop"), ("é", "n", "stop"), ("more!", text, "stop"),
     ]  # fmt: skip
     for stop, wanted, why in cases:
@@ -163,9 +177,13 @@ def test_an_old_client_gets_a_stream_that_ends_with_the_connection(local: Callab
     assert b"chunked" not in found and found.endswith(b"data: [DONE]\n\n")
 
 
-@pytest.mark.parametrize(
-    "value", ['{"temperature": NaN}', '{"repetition_penalty": 1e999}', "[]", "{", "\xff", "[" * 9999]
-)
+NO_REQUESTS = [
+    '{"prompt": {}}', '{"prompt": {"a": 1}}', r'{"prompt": "\ud800"}', '{"temperature": NaN}',
+    '{"repetition_penalty": 1e999}', "[]", "{", "\xff", "[" * 9999,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NO_REQUESTS)
 def test_what_is_no_json_or_no_number(quiet: Local, value: str) -> None:
     connection = quiet.connect()
     connection.request("POST", "/v1/completions", value.encode("latin-1"))
@@ -182,6 +200,7 @@ WRONG = {
     "too large": (f"{HEAD}Content-Length: {BODY + 1}\r\n\r\n{{", 413),
     "a length that is none": (f"{HEAD}Content-Length: -1\r\n\r\n", 411),
     "another protocol": ("\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
+    "HTTP/0.9": ("GET /health\r\n\r\n", 400),
     "another method": ("BREW /v1/completions HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
     "a long line": ("GET /" + "a" * 70000 + " HTTP/1.1\r\n\r\n", 414),
     "many headers": (HEAD + "".join(f"X-{i}: a\r\n" for i in range(200)) + "\r\n", 431),
@@ -231,18 +250,37 @@ def test_too_many_connections_are_turned_away(local: Callable[..., Local]) -> No
 
 def test_a_key_is_wanted_by_all_but_the_health_check(local: Callable[..., Local]) -> None:
     server = local(None, key="abc-123")
-    for header, status in (
-        (None, 401), ("Bearer abc-124", 401), ("Bearer ", 401), ("abc-123", 401), ("Basic abc-123", 401),
-        ("Bearer abc-123", 200), ("bearer abc-123", 200), ("Bearer \xe9", 401),
+    missing, wrong = "give the key of this server: Authorization: Bearer …", "this is not the key of this server"
+    for header, words in (
+        (None, missing), ("Bearer abc-124", wrong), ("Bearer ", missing), ("abc-123", missing),
+        ("Basic abc-123", missing), ("Bearer abc-123", ""), ("bearer abc-123", ""), ("Bearer \xe9", wrong),
     ):  # fmt: skip
         connection = server.connect()
         headers = {"Authorization": header.encode("latin-1")} if header else {}
         connection.request("POST", "/v1/completions", '{"prompt": "hi"}', headers)  # type: ignore[arg-type]
         response = connection.getresponse()
-        assert response.status == status, header
-        if status == 401:
+        assert response.status == (401 if words else 200), header
+        if words:
             assert response.headers["WWW-Authenticate"] == "Bearer"
-            assert json.loads(response.read())["error"]["code"] == "invalid_api_key"
+            error = json.loads(response.read())["error"]
+            assert (error["code"], error["message"]) == ("invalid_api_key", words), header
     connection = server.connect()
     connection.request("GET", "/health", headers={"Host": "models.example"})
     assert answer(connection)[0] == 200
+
+
+def test_the_log_says_every_path_alike_and_escapes_only_what_cannot_be_seen() -> None:
+    words = io.StringIO()
+    settings = Settings("127.0.0.1", 0, None, None, 1, 1, 0)
+    place = Place(settings, Reporter("infer", None, words))
+    try:
+        strange = ("/é\x1b[2J\r", "a\nb\u202e")
+        for path, note in (("/v1/models", "Bearer …"), ("/v1/embeddings", "there is nothing"), strange):
+            place._told(Done(path, 401, note=note, seconds=0.25))
+    finally:
+        place.server.server_close()
+    assert [line.split("  ")[1:] for line in words.getvalue().splitlines()] == [
+        ["401", "/v1/models", "Bearer …", "0.25 s"],
+        ["401", "/v1/embeddings", "there is nothing", "0.25 s"],
+        ["401", r"/é\x1b[2J\r", r"a\nb\u202e", "0.25 s"],
+    ]

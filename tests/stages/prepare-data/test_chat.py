@@ -209,6 +209,7 @@ def test_what_a_chat_cannot_be_made_of(prepare):
         ({}, "--as-chat: it needs a prompt and an answer"),
         ({"messages_field": "q"}, "--as-chat: these rows are chats already"),
         ({"prompt_field": "q", "completion_field": "a", "special_tokens_as_text": True}, "--as-chat: --special"),
+        ({"prompt_field": "q", "completion_field": "a", "empty_rows": "drop"}, "--as-chat: --empty-rows drop is not"),
     ):
         made = prepare(row, as_chat=True, test_fraction=0, **params)
         assert made.code == 2 and where in made.said, made.said

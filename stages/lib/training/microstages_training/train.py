@@ -21,7 +21,7 @@ from microstages.artifact import Artifact, Draft, open_artifact
 from microstages.dataset import FORMAT, Split, load_split
 from microstages.errors import TemporaryError, UserError
 from microstages.machine import peak_memory
-from microstages.reporting import Reporter, duration
+from microstages.reporting import Reporter, duration, number_of
 from microstages.stage import Run
 from microstages.state import Place
 from microstages.tokens import ModelText
@@ -277,8 +277,8 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
         report.warn(note)
     parameters = sum(p.numel() for _, p in model.trained)
     report.log(
-        f"{parameters:,} parameters to train on {device.type}, {precision}, {threads} threads; "
-        f"{plan.total:,} steps of {_step_size(settings)}"
+        f"{parameters:,} parameters to train on {device.type}, {precision}, {number_of(threads, 'thread')}; "
+        f"{number_of(plan.total, 'step')} of {_step_size(settings)}"
     )
     check_end_token(model, train, job.dataset_metadata, settings, report)
     keeper = None
@@ -322,7 +322,7 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
         metrics["stopped_early"] = state.stopped_early
         said += f", held out {metrics['eval_loss_before']:.3f} → {metrics['eval_loss']:.3f}"
     report.log(
-        f"trained {state.step:,} steps in {duration(meter.seconds)}: {said}; "
+        f"trained {number_of(state.step, 'step')} in {duration(meter.seconds)}: {said}; "
         f"{metrics['tokens_per_second']:,.0f} tokens/s, {metrics['trained_tokens_per_second']:,.0f} of them trained"
     )
     shape = asdict(settings)
@@ -339,5 +339,5 @@ def run_job(job: Job, team: Any, device: Any, report: Reporter, stopping: Any = 
 
 def _step_size(settings: Settings) -> str:
     if settings.batch_size is not None:
-        return f"{settings.batch_size * settings.accumulation:,} sequences"
+        return number_of(settings.batch_size * settings.accumulation, "sequence")
     return f"up to {settings.batch_tokens * settings.accumulation:,} tokens"
