@@ -44,7 +44,7 @@ def main() -> None:
             try:
                 assert ui.stdout is not None
                 address = next(m[0] for line in ui.stdout if (m := re.search(r"http://\S+", line)))
-                with browser.open(address, 1200, 900) as page:
+                with browser.open(address, 1200, 520) as page:
                     page.wait("/[4-8]\\d %/.test(document.body.innerText) || document.querySelector('a[href$=\"/4\"]')")
                     page.click('a[href$="/4"]')
                     page.wait("/running [4-8]\\d %/.test(document.body.innerText)")

@@ -23,7 +23,10 @@
 `authoring`  `check`, `explain`, `schema`, `completion`: for who writes pipelines; `keys` has each key in words
 `cancel`, `records`, `doctor`  stopping, looking back, what this machine can do
 
-It imports no stage and nothing heavy.
+`columns`    whether data has the fields that a stage names; `rows` reads it as `prepare-data` does
+`translated` what a stage says of its flags, in a pipeline's words; `program` how this program is typed
+
+It imports nothing heavy, and of the stages only prepare-data's reader, where data is checked.
 """
 
 __version__ = "0.1.0"

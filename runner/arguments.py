@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 from microstages.errors import UserError, nearest
 
+from runner import __version__
+
 DEFAULT = "pipeline.yaml"
 EPILOG = "Exit codes: 0 done, 2 something to mend, 70 a fault in a stage, 75 try again later, 143 stopped."
 FORMS = ("text", "mermaid", "dot", "svg")
@@ -44,6 +46,12 @@ class Parser(argparse.ArgumentParser):
         wrong = re.search(r"unrecognized arguments: (-\S+)|invalid choice: '(\S+)'", message)
         guess = nearest(next(w for w in wrong.groups() if w), known) if wrong else ""
         text = re.sub(r" \(choose from .*\)$", "", message) if guess else message  # one is nearer than all
+        missing = message.rpartition("required: ")[2].split(", ")
+        for action in self._actions:  # a word of which only some are known: they are told
+            if isinstance(action.choices, tuple) and {action.dest, action.metavar} & set(missing):
+                words = [str(c) for c in action.choices]
+                fix = f"{action.dest} is one of {', '.join(words)}: {self.prog} {words[0]}; see {self.prog} --help"
+                raise UserError(f"{text}{guess}", fix=fix)
         raise UserError(f"{text}{guess}", fix=f"see {self.prog} --help")
 
 
@@ -127,6 +135,7 @@ def parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
         prog="runner", allow_abbrev=False, epilog=EPILOG,
         description="Run a pipeline of microstages: what changed is run, the rest is reused.",
     )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"runner {__version__}", help="say which version this is")
     Parser.commands = [_name(c) for c in commands]
     made = top.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for function in commands:

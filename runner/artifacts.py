@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from microstages.errors import EXIT_OK, EXIT_USER, UserError
 
+from runner.units import number_of
+
 if TYPE_CHECKING:
     from runner.carry import Source
     from runner.gc import Decision, Item
@@ -112,7 +114,8 @@ def verify(args: argparse.Namespace) -> int:
         print_json({"ok": not bad, "artifacts": rows, "not_done": undone})
     else:
         total = size(sum(f.size for f in found))
-        print(f"\n{len(found)} artifacts, {total}: " + (f"{len(bad)} damaged" if bad else "all as they were made"))
+        how = f"{len(bad)} damaged" if bad else "all as they were made"
+        print(f"\n{number_of(len(found), 'artifact')}, {total}: {how}")
         if any(a.attempt for a in artifacts if a.name in {f.name for f in bad}):
             print("`runner up` makes a damaged result again")
     return EXIT_USER if bad else EXIT_OK
@@ -121,8 +124,7 @@ def verify(args: argparse.Namespace) -> int:
 def _finding_as_text(f: Finding, width: int) -> str:
     from microstages.reporting import size
 
-    files = "1 file" if f.files == 1 else f"{f.files} files"
-    lines = [f"{f.name:<{width}}  {f.state:<7}  {files}, {size(f.size)}"]
+    lines = [f"{f.name:<{width}}  {f.state:<7}  {number_of(f.files, 'file')}, {size(f.size)}"]
     lines += [f"{'':<{width}}  {f.uri}/{name}: {what}" for name, what in f.wrong.items()]
     if f.extra:
         more = f" and {len(f.extra) - 3} more" if len(f.extra) > 3 else ""
@@ -171,7 +173,7 @@ def _carry(args: argparse.Namespace, here: bool = False) -> int:
         rows.append({"name": artifact.name, "from": storage.public(artifact.uri), "to": place, "kind": m.kind,
                      "digest": m.digest, "size": m.size, "copied": made})  # fmt: skip
         if not args.json:
-            files = "1 file" if len(m.files) == 1 else f"{len(m.files)} files"
+            files = number_of(len(m.files), "file")
             how = f"{files}, {size(m.size)} in {took:.1f} s" if made else "there already, nothing to do"
             print(f"{artifact.name} → {place}  {how}", flush=True)
         if here and (card := _card(finder, artifact, source, dest)):

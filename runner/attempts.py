@@ -8,7 +8,6 @@ publishes them after it ended well.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import signal
 import threading
@@ -25,6 +24,7 @@ from microstages.manifest import Manifest
 from microstages.storage import join, local_path, public, remove
 
 from runner import stages
+from runner.events import number
 from runner.executors import Attempt, Executor
 from runner.facts import changed_since
 from runner.history import Claim
@@ -33,6 +33,7 @@ from runner.plan import Facts, Step
 from runner.resources import Share
 from runner.staging import staged
 from runner.store import Store
+from runner.translated import translated
 
 if TYPE_CHECKING:
     from runner.ahead import Ahead
@@ -245,7 +246,7 @@ def measured(event: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in event.items():
         if isinstance(value, Mapping):
             out |= {name: group} if (group := measured(value)) else {}
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        elif number(value) is not None:
             out[name] = value
     return {name: value for name, value in out.items() if name not in ("time", "step")}
 
@@ -308,7 +309,9 @@ def failure(active: Active, code: int) -> UserError:
     if active.error:
         e = active.error
         what = str(e.get("what") or e.get("message") or "it failed")
-        return UserError(what, where=e.get("where") or "", fix=str(e.get("fix") or ""))
+        error = UserError(what, where=e.get("where") or "", fix=str(e.get("fix") or ""))
+        variant = active.stage.variant
+        return translated(error, active.stage.interface, variant.base if variant else active.stage.name)
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
         fix = "often there was not enough memory" if name == "SIGKILL" else ""

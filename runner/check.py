@@ -55,7 +55,7 @@ def check(file: Path, settings: Sequence[str] = (), target: str | None = None) -
     except PipelineError as error:
         return Report(error.problems, ())
     elsewhere = _inputs(pipeline, problems)
-    columns.check(pipeline, spec, problems)
+    columns.check(pipeline, spec, problems, whole=True)
     _store(pipeline, spec, problems)
     _secrets(pipeline, spec, target, problems)
     _images(pipeline, spec, target, problems)
@@ -106,7 +106,7 @@ def _inputs(pipeline: Pipeline, problems: Problems) -> int:
                     seen.add((value.uri, kinds))
             except UserError as error:
                 where = f"{error.where}: " if error.where else ""
-                problems.add(*value.told(f"input {name} of stage {stage.name}: {where}{error.what}", error.fix))
+                value.wrong(problems, f"input {name} of stage {stage.name}", where + error.what, error.fix)
             except OSError as error:
                 why = (error.strerror or str(error)).lower()
                 problems.add(value.place, f"input {name} of stage {stage.name}: {value.uri}: {why}", "check the path")

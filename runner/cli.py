@@ -19,6 +19,7 @@ from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EXIT_USER, UserE
 from runner.arguments import DEFAULT, parser
 from runner.artifacts import gc, print_json, pull, push, tag, verify
 from runner.authoring import check, completion, explain, schema
+from runner.program import as_typed
 
 if TYPE_CHECKING:
     from runner.execute import Outcome
@@ -76,20 +77,16 @@ def up(args: argparse.Namespace) -> int:
         ended = Ended(
             outcome.status, outcome.states, seconds, execution.run_id, before, shown.took, file, tuple(args.set)
         )  # fmt: skip
-        say("\n" + summary(work.pipeline, outcome.results, ended), sys.stdout)
+        say("\n" + as_typed(summary(work.pipeline, outcome.results, ended)), sys.stdout)
     return outcome.code
 
 
 def _before(history: History, run: int) -> int:
-    """The number of the last run before a run that made something, of the same pipeline; 0 where there is none, or
-    nobody can tell."""
+    """The number of the run to compare a run with; 0 where there is none, or nobody can tell."""
     from sqlite3 import Error
 
     with suppress(Error):
-        found, made = history.runs(), history.productive()
-        name = next((r.pipeline for r in found if r.id == run), "")
-        same = [r.id for r in found if r.id < run and r.pipeline == name and r.status == "done"]
-        return next((n for n in same if n in made), 0)
+        return history.like(run) or 0
     return 0
 
 
@@ -217,7 +214,7 @@ def import_(args: argparse.Namespace) -> int:
     if args.json:
         print_json(told.as_data(made, output))
     else:
-        print(told.as_text(made, output))
+        print(as_typed(told.as_text(made, output)))
     return EXIT_OK
 
 
@@ -271,7 +268,7 @@ def doctor(args: argparse.Namespace) -> int:
     if args.json:
         print_json([asdict(f) for f in found])
     else:
-        print(as_text(found))
+        print(as_typed(as_text(found)))
     return EXIT_USER if any(f.state == "missing" for f in found) else EXIT_OK
 
 
@@ -332,7 +329,7 @@ def call(argv: Sequence[str]) -> int:
 def _tell(text: str) -> None:
     from runner.view import say
 
-    say(text, sys.stderr)
+    say(as_typed(text), sys.stderr)
 
 
 def main() -> None:

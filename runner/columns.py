@@ -1,49 +1,94 @@
-"""Whether the fields that a `prepare-data` stage names are in its source, told before any stage runs.
+"""Whether a `prepare-data` stage can read its source and finds the fields that it names, told before any stage runs.
 
-Only the beginning of a file of this machine is read: CSV, JSON Lines, or JSON that is a list of rows, packed by gzip or
-not. Where that does not tell what the rows are (Parquet, folders, nested JSON, addresses), nothing is said: the stage
-tells it when it runs.
+Files of this machine are read by the stage's own reader (`rows`), of which a plan looks at the first rows only. Of
+folders, patterns and addresses nothing is said: the stage tells it when it runs.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import string
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from microstages import storage
-from microstages.errors import nearest
+from microstages.errors import UserError, nearest
 
 from runner.document import Node, Place, Problems
 from runner.pipeline import External, Pipeline, Stage
-from runner.spec import Spec
+from runner.spec import Spec, StageSpec
 
-HEAD = 1 << 18  # bytes of a file that are looked at
-ROWS = 100  # as many as the stage looks at
 TEMPLATES = ("template", "prompt_template", "completion_template")
 NAMES = ("prompt_field", "completion_field", "messages_field")
+SOURCES = ("source", "test_source")
 
 
-def check(pipeline: Pipeline, spec: Spec, problems: Problems) -> None:
-    """Tell each field that is not there, at the place where it is written."""
-    read: dict[tuple[Path, str, str], tuple[str, ...]] = {}
+def check(
+    pipeline: Pipeline, spec: Spec, problems: Problems, only: Collection[str] | None = None, whole: bool = False
+) -> None:
+    """Tell what cannot be read, and each field that is not there, at the place where it is written.
+
+    `only`: the stages that are looked at (None: all); `whole`: look at every row of small files, too.
+    """
     for stage in pipeline.stages.values():
-        source = stage.inputs.get("source")
-        path = storage.local_path(source.uri) if isinstance(source, External) else None
-        if stage.uses != "prepare-data" or stage.select or path is None:
-            continue
-        kind, mark = str(stage.params.get("input_format")), str(stage.params.get("delimiter"))
-        if (path, kind, mark) not in read:
-            read[path, kind, mark] = fields(path, kind, mark)
-        if there := read[path, kind, mark]:
-            _stage(stage, spec, path, there, problems)
+        if stage.uses == "prepare-data" and not stage.select and (only is None or stage.name in only):
+            _look(stage, spec, problems, whole)
+
+
+def _look(stage: Stage, spec: Spec, problems: Problems, whole: bool) -> None:
+    from runner import rows
+
+    sources = [(name, v) for name in SOURCES if isinstance(v := stage.inputs.get(name), External)]
+    files = [(name, v, path) for name, v in sources if (path := storage.local_path(v.uri)) and path.is_file()]
+    if len(files) < len(sources) or not files or "input_format" not in stage.params or not rows.installed():
+        return
+    kind, mark = str(stage.params.get("input_format")), str(stage.params.get("delimiter"))
+    there: dict[str, None] = {}
+    before = len(problems.found)
+    for name, value, path in files:
+        with _told(stage, spec, problems, name, value):
+            there |= dict.fromkeys(rows.fields(path, kind, mark))
+    if len(problems.found) == before:
+        _stage(stage, spec, files[0][2], list(there), problems)
+    if len(problems.found) > before or _wrong(spec.stages[stage.name], problems):
+        return
+    with _told(stage, spec, problems):
+        recipe = rows.recipe(stage.params, tuple(there))
+        for name, value, path in files if whole else ():
+            with _told(stage, spec, problems, name, value):
+                rows.check_all(path, stage.params, recipe)
+
+
+def _wrong(stage: StageSpec, problems: Problems) -> bool:
+    """Whether a mistake in the parameters of a stage is told already: what would follow from it is not."""
+    nodes = stage.params.values()
+    places = {*stage.param_keys.values(), *(n.place for n in nodes), *(n.origin.place for n in nodes if n.origin)}
+    return any(p.place in places for p in problems.found)
+
+
+@contextmanager
+def _told(
+    stage: Stage, spec: Spec, problems: Problems, name: str = "", value: External | None = None
+) -> Iterator[None]:
+    """What the stage would say goes to `problems`: at the parameter that it is about, else at the input."""
+    from runner.translated import translated
+
+    try:
+        yield
+    except (OSError, ImportError):
+        return  # a file that cannot be opened is told of every stage; Parquet is read where its library is
+    except UserError as wrong:
+        base = stage.variant.base if stage.variant else stage.name
+        error = translated(wrong, stage.interface, base)
+        node = spec.stages[stage.name].params.get(error.where.rpartition(".")[2])
+        if node is not None and error.where.startswith("stages."):
+            problems.add_in(node.place, node.origin, error.what, error.fix)
+        elif value is not None:
+            value.wrong(problems, f"input {name} of stage {stage.name}", f"{error.where}: {error.what}", error.fix)
+        else:
+            problems.add(stage.place, f"stage {stage.name}: {error.what}", error.fix)
 
 
 def _stage(stage: Stage, spec: Spec, path: Path, there: Sequence[str], problems: Problems) -> None:
@@ -90,71 +135,3 @@ def _named(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for word in map(str, value):
             field = word.partition("=")[0] if name == "where" else word
             yield field, field
-
-
-def fields(path: Path, kind: str = "auto", delimiter: str = "auto") -> tuple[str, ...]:
-    """The names of a file's fields, as its first rows have them; empty where that cannot be told."""
-    try:
-        with path.open("rb") as f:
-            head = f.read(HEAD)
-        if head[:2] == b"\x1f\x8b":
-            with gzip.open(path) as f:
-                head = f.read(HEAD)
-        text = head.decode("utf-8-sig", errors="ignore").lstrip()
-    except (OSError, EOFError):
-        return ()
-    if not text or kind == "parquet" or head[:4] == b"PAR1" or b"\0" in head[:4096] or head[:2] in (b"\xff\xfe",):
-        return ()
-    try:
-        if kind != "csv" and (kind in ("json", "jsonl") or text[0] in "{["):
-            return _json(text, whole=len(head) < HEAD)
-        return _csv(text, delimiter)
-    except (ValueError, RecursionError, csv.Error):
-        return ()
-
-
-def _json(text: str, whole: bool) -> tuple[str, ...]:
-    found: dict[str, None] = {}
-    rows = _listed(text[1:]) if text[0] == "[" else _lines(text, whole)
-    for _, row in zip(range(ROWS), rows, strict=False):
-        if not isinstance(row, dict):
-            return ()
-        found |= dict.fromkeys(map(str, row))
-    return tuple(found)
-
-
-def _listed(text: str) -> Iterator[Any]:
-    """The rows of a JSON list, as far as they are whole."""
-    decoder = json.JSONDecoder()
-    text = text.lstrip()
-    while text and text[0] != "]":
-        try:
-            row, end = decoder.raw_decode(text)
-        except ValueError:
-            return
-        yield row
-        text = text[end:].lstrip().removeprefix(",").lstrip()
-
-
-def _lines(text: str, whole: bool) -> Iterator[Any]:
-    """The rows of JSON Lines. Raises ValueError for what may be one document that holds rows in a list."""
-    lines = [line for line in (text if whole else text[: text.rfind("\n") + 1]).split("\n") if line.strip()]
-    if len(lines) == 1 and any(isinstance(v, list) for v in json.loads(lines[0]).values()):
-        raise ValueError("one document")
-    for line in lines:
-        yield json.loads(line)
-
-
-def _csv(text: str, delimiter: str) -> tuple[str, ...]:
-    """The header. Which mark stands between names is told as the stage tells it: the most frequent outside quotes."""
-    mark = {"auto": "", "tab": "\t"}.get(delimiter, delimiter)
-    if not mark:
-        quoted, counts = False, dict.fromkeys(",\t;|", 0)
-        for c in text:
-            quoted ^= c == '"'
-            if not quoted and c in counts:
-                counts[c] += 1
-            elif not quoted and c == "\n":
-                break
-        mark = max(counts, key=lambda c: counts[c])
-    return tuple(next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), []))

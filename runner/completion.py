@@ -99,7 +99,7 @@ def _candidates(words: list[str], current: str) -> Found:
     commands = {c.__name__.rstrip("_"): c for c in cli.COMMANDS}
     if not words:
         if current.startswith("-"):
-            return [("--help", "")]
+            return [("--help", ""), ("--version", "say which version this is")]
         return [(name, (c.__doc__ or "").split(". ")[0].rstrip(".")) for name, c in commands.items()]
     command, *rest = words
     if command not in commands:

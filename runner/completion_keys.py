@@ -39,7 +39,7 @@ def _keys(root: Node, before: list[str], file: Path) -> Found:
     if before == ["stages"]:
         return [(f"{name}.", "") for name in stages]
     if before[0] == "stages" and len(before) >= 2 and before[1] in stages:
-        interface = _interface(root, stages[before[1]], file)
+        interface = interface_of(root, stages[before[1]], file)
         if len(before) == 2:
             open_ = ("params", "inputs", "resources", "retry", "matrix")
             closed = ("uses", "target", "retries", "timeout", "grace")
@@ -63,9 +63,9 @@ def _values(root: Node, keys: list[str], file: Path) -> Found:
     if keys[-1] == "target" and len(keys) in (1, 3):
         return [(name, "") for name in (*_mapping(root, "targets"), *BUILT_IN)]
     if keys[0] == "stages" and len(keys) == 3 and keys[2] == "uses":
-        return [(name, "") for name in _stages()]
+        return _alike(interface_of(root, stages[keys[1]], file)) if keys[1] in stages else []
     if keys[0] == "stages" and len(keys) == 4 and keys[2] == "params" and keys[1] in stages:
-        return _of_param(_interface(root, stages[keys[1]], file), keys[3])
+        return _of_param(interface_of(root, stages[keys[1]], file), keys[3])
     if keys[0] == "params" and len(keys) == 2:
         return _of_reference(root, f"params.{keys[1]}", file)
     return []
@@ -85,12 +85,23 @@ def _of_reference(root: Node, reference: str, file: Path) -> Found:
             continue
         uses = node.value.get("uses")
         if uses is not None and _refers(uses, reference):
-            return [(name, "") for name in _stages()]
+            return _alike(interface_of(root, node, file))
         params = node.value.get("params")
         for name, value in params.value.items() if params is not None and isinstance(params.value, dict) else ():
-            if _refers(value, reference) and (found := _of_param(_interface(root, node, file), name)):
+            if _refers(value, reference) and (found := _of_param(interface_of(root, node, file), name)):
                 return found
     return []
+
+
+def _alike(present: Interface) -> Found:
+    """The stages that fit where one is used now: their inputs and outputs have the same names. All, where it is none
+    that is known."""
+
+    def names(interface: Interface) -> tuple[set[str], set[str]]:
+        return set(interface.get("inputs", ())), set(interface.get("outputs", ()))
+
+    known = {name: _read(stages_folder() / name / INTERFACE) for name in _stages()}
+    return [(name, i.get("summary", "")) for name, i in known.items() if not present or names(i) == names(present)]
 
 
 def _refers(node: Node, reference: str) -> bool:
@@ -106,7 +117,7 @@ def _mapping(root: Node, key: str) -> dict[str, Node]:
     return node.value if node is not None and isinstance(node.value, dict) else {}
 
 
-def _interface(root: Node, stage: Node, file: Path) -> Interface:
+def interface_of(root: Node, stage: Node, file: Path) -> Interface:
     """What the interface of a stage says, as it stands in its file; empty where that is not known."""
     uses = stage.value.get("uses") if isinstance(stage.value, dict) else None
     word = uses.value if uses is not None else None

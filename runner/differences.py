@@ -8,7 +8,7 @@ which the whole lineage is taken. Runs and tags are compared stage by stage; art
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,15 +22,18 @@ from runner import lineage, runs
 from runner.history import History, Record, RunRecord
 from runner.named import Finder
 from runner.store import Store
+from runner.units import number_of
 
 State = Literal["same", "same bytes", "changed", "only before", "only after"]
-NOWHERE = object()
 
 
 @dataclass(frozen=True)
 class Made:
     """What is known of one stage. `outputs` and `inputs` are content digests; `data`: how much is in its data sets;
-    `where`: the machine; `attempt`: who has the same one has the very same result. `status` is that of a run."""
+    `where`: the machine; `attempt`: who has the same one has the very same result. `status` is that of a run.
+
+    `params` are all of them where they are `whole`, as a manifest has them; the history has only those that change the
+    result. `counting`: those that are known to."""
 
     uses: str
     fingerprint: str = ""
@@ -39,6 +42,8 @@ class Made:
     code: str = ""
     version: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = True
+    counting: Set[str] = frozenset()
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -131,7 +136,7 @@ def _stage(name: str, a: Made, b: Made, made: Sequence[set[str]]) -> StageDiffer
     return StageDifference(
         name, state,
         code=Change(f"code of {b.uses}", a.code, b.code) if known and a.code != b.code else None,
-        params=[*_changes({"uses": a.uses}, {"uses": b.uses}), *(_changes(a.params, b.params) if both else [])],
+        params=[*_changes({"uses": a.uses}, {"uses": b.uses}), *(_params(a, b) if both else [])],
         inputs=own, follows=[c.name for c in inputs if c not in own], data=_changes(a.data, b.data),
         software=_changes({"version": a.version, **a.software}, {"version": b.version, **b.software})
         if a.software and b.software else [],
@@ -145,7 +150,16 @@ def _stage(name: str, a: Made, b: Made, made: Sequence[set[str]]) -> StageDiffer
 
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
-    return [Change(k, a.get(k), b.get(k)) for k in {**a, **b} if a.get(k, NOWHERE) != b.get(k, NOWHERE)]
+    return [Change(k, a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)]
+
+
+def _params(a: Made, b: Made) -> list[Change]:
+    """Of what is on one side alone only what the other would have noted."""
+
+    def unsaid(name: str, side: Made, other: Made) -> bool:
+        return name not in other.params and not other.whole and name not in side.counting
+
+    return [c for c in _changes(a.params, b.params) if not (unsaid(c.name, a, b) or unsaid(c.name, b, a))]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -184,7 +198,8 @@ class Reader:
 
     def _with_last(self, words: Sequence[str]) -> list[str]:
         """A run in which all was reused, or which failed before it made anything, differs from none in what it made: it
-        is compared only where it is named, or where there are no others."""
+        is compared only where it is named, or where there are no others. Before the last one stands the one that
+        `History.like` finds."""
         history = self._history()
         known = [r.id for r in history.runs_of(self._finder.file)]
         if len(known) < 2 - len(words):
@@ -196,7 +211,8 @@ class Reader:
         if words:
             given = int(words[0]) if words[0].isdigit() else 0
             return [words[0], str(chosen[0] if chosen and chosen[0] > given else known[0])]
-        return [str(n) for n in reversed((chosen if len(chosen) > 1 else known)[:2])]
+        after, before = (chosen if len(chosen) > 1 else known)[:2]
+        return [str(history.like(after) or before), str(after)]
 
     def side(self, word: str) -> Side:
         """What one word means."""
@@ -227,7 +243,7 @@ class Reader:
             raise
         if len(found_) != 1:
             names = ", ".join(name for name, _, _ in found_[:5])
-            raise UserError(f"{word!r} means {len(found_)} artifacts", fix=f"name one of them: {names}")
+            raise UserError(f"{word!r} means {number_of(len(found_), 'artifact')}", fix=f"name one of them: {names}")
         name, uri, digest = found_[0]
         return of_artifact(lineage.trace([(uri, digest)], known)[0], name)
 
@@ -244,7 +260,8 @@ def _of_record(r: Record) -> Made:
     said = _of_manifests(outputs)
     base: dict[str, Any] = {
         "uses": r.uses, "fingerprint": r.fingerprint, "attempt": r.attempt, "status": _ended(r.status),
-        "code": said.get("code") or r.code, "params": r.params or {}, "inputs": r.inputs or {},
+        "code": said.get("code") or r.code, "params": {**said.get("params", {}), **(r.params or {})},
+        "whole": bool(said), "counting": frozenset(r.params or {}), "inputs": r.inputs or {},
         "outputs": {k: d for k, (_, d) in outputs.items()}, "metrics": flat(r.metrics or {}),
     }  # fmt: skip
     if r.started and r.finished and r.status == "done":

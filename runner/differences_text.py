@@ -13,7 +13,7 @@ from microstages.reporting import duration, size
 
 from runner.differences import Change, Difference, Reader, Side, StageDifference, as_data, compare
 from runner.lineage_forms import short
-from runner.plan import shown
+from runner.plan import on_a_line, shown
 
 GOOD, BAD, BOLD = "32", "31", "1"
 # Which way a metric is good, by a part of its name; the first that fits counts.
@@ -30,6 +30,7 @@ MINOR = re.compile(
 )
 SHARES = ("accuracy", "f1", "share", "agreement")  # numbers from 0 to 1, told as they are
 ROWS = re.compile(r"(^|[._])rows$")
+LONG, LONGEST = 40, 2000  # characters of a value: with a line of its own, and at most
 TOO_MUCH = 10  # times the value before: a percentage says nothing then
 
 
@@ -108,7 +109,7 @@ def _causes(stages: Sequence[StageDifference], everything: bool) -> tuple[list[t
     left_out = 0
     places: dict[str, list[str]] = {}
     for s in stages:
-        rows += [(f"{s.stage}.{c.name}", _value(c.before), _value(c.after)) for c in s.params]
+        rows += [(f"{s.stage}.{c.name}", _whole(c.before), _whole(c.after)) for c in s.params]
         rows += [(f"{s.stage} ← {c.name}", _digest(c.before), _digest(c.after)) for c in s.inputs]
         data = [c for c in s.data if everything or ROWS.search(c.name)]
         left_out += len(s.data) - len(data)
@@ -125,6 +126,11 @@ def _causes(stages: Sequence[StageDifference], everything: bool) -> tuple[list[t
     return list(dict.fromkeys(rows)), left_out
 
 
+def _whole(v: Any) -> str:
+    """A parameter, however long: what differs may stand at its end."""
+    return "–" if v is None else on_a_line(v)[:LONGEST]
+
+
 def _value(v: Any) -> str:
     return "–" if v is None else shown(v)
 
@@ -135,8 +141,11 @@ def _digest(v: Any) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, str, str]]) -> str:
-    left, middle = (max(len(r[i]) for r in rows) for i in (0, 1))
-    return "\n".join(f"  {a:<{left}}  {b:<{middle}} → {c}" for a, b, c in rows)
+    """A line for each; values that are long have lines of their own."""
+    plain = [r for r in rows if max(map(len, r[1:])) <= LONG]
+    left, middle = (max((len(r[i]) for r in plain), default=0) for i in (0, 1))
+    forms = {True: f"  {{0:<{left}}}  {{1:<{middle}}} → {{2}}", False: "  {0}\n      {1}\n    → {2}"}
+    return "\n".join(forms[max(map(len, r[1:])) <= LONG].format(*r) for r in rows)
 
 
 def _shown(s: StageDifference) -> list[Change]:

@@ -19,6 +19,7 @@ from microstages.storage import local_path, public
 from runner import stages
 from runner.executors import engine
 from runner.targets import ELSEWHERE, Where
+from runner.units import number_of
 
 State = Literal["ok", "note", "missing"]
 MARKS = {"ok": "ok ", "note": "-- ", "missing": "!! "}
@@ -63,8 +64,8 @@ def as_text(found: list[Finding]) -> str:
 
 def _machine() -> Finding:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    text = f"{os.cpu_count()} cores, {size(memory)} memory, {platform.system()} on {platform.machine()}, Python "
-    return Finding("machine", "ok", text + platform.python_version())
+    text = f"{number_of(os.cpu_count() or 1, 'core')}, {size(memory)} memory, {platform.system()} on "
+    return Finding("machine", "ok", f"{text}{platform.machine()}, Python {platform.python_version()}")
 
 
 def _gpu() -> Finding:

@@ -7,6 +7,7 @@ are text. A key given twice is a mistake, not the last one wins. Anchors work; m
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ def load(file: Path) -> Node:
         siblings = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
         guess = nearest(file.name, siblings)
         raise PipelineError(
-            [Problem(Place(name), f"there is no such pipeline file{guess}", "give the path of one")]
+            [Problem(Place(name), f"there is no such pipeline file{guess}", _elsewhere(file))]
         ) from None
     except IsADirectoryError:
         fix = "give the file, such as folder/pipeline.yaml"
@@ -85,6 +86,19 @@ def load(file: Path) -> Node:
         fix = "a pipeline file begins with `name:` and has `stages:`; `runner init FOLDER` makes one"
         raise PipelineError([Problem(Place(name, 1, 1, 1, node.place.source), what, fix)])
     return node
+
+
+def _elsewhere(file: Path) -> str:
+    """What to do where there is no pipeline file: one may lie in a folder above."""
+    fix = "give the path of one, or make a project: runner init FOLDER"
+    here = Path.cwd()
+    if file.parent != Path():
+        return fix
+    above = next((p for p in here.parents if (p / file.name).is_file()), None)
+    if above is None:
+        return fix
+    way = os.path.relpath(above, here)
+    return f"there is one in {above}: cd {way}, or give -p {way}"
 
 
 def parse(text: str, file: str) -> Node:

@@ -48,8 +48,8 @@ def outside_digests(pipeline: Pipeline) -> dict[tuple[str, str], str]:
             except TemporaryError:
                 raise
             except UserError as error:
-                what = f"input {name} of stage {stage.name}: {error.where}: {error.what}"
-                problems.add(*value.told(what, error.fix))
+                what = f"{error.where}: {error.what}"
+                value.wrong(problems, f"input {name} of stage {stage.name}", what, error.fix)
             except OSError as error:
                 why = (error.strerror or str(error)).lower()
                 problems.add(value.place, f"input {name} of stage {stage.name}: {value.uri}: {why}", "check the path")

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,19 @@ class History:
             out.append(record)
         return out
 
+    def heard(self, run: RunRecord) -> float | None:
+        """When a run that died gave its last sign of life: by its stages, and by the logs of those that it left running
+        (they may be written on; by the next run at the latest). None where it gave none."""
+        later = next(self.db.execute("SELECT min(started) FROM runs WHERE id > ?", (run.id,)))[0]
+        signs = []
+        for r in self.stages(run.id):
+            signs += [t for t in (r.started, r.finished) if t is not None]
+            if r.status == "running" and r.log:
+                with suppress(OSError):
+                    written = os.stat(r.log).st_mtime
+                    signs.append(written if later is None else min(written, later))
+        return max(signs, default=None)
+
     def runner(self, run: int) -> str:
         """The token of the runner of a run."""
         return str(self.db.execute("SELECT runner FROM runs WHERE id=?", (run,)).fetchone()[0])
@@ -208,6 +221,24 @@ class History:
     def productive(self) -> set[int]:
         """The runs that made something: in the others all was reused, or nothing came to an end."""
         return {n for (n,) in self.db.execute("SELECT DISTINCT run FROM stages WHERE status='done'")}
+
+    def like(self, run: int) -> int | None:
+        """The run that a run is compared with where nobody names one: of those of the same pipeline file before it that
+        are done, the one that came to a result of the most of its stages; of several the newest, of those that made
+        something if any did. None where there is none."""
+        runs = self.runs()
+        file = next((r.file for r in runs if r.id == run), None)
+        before = [r.id for r in runs if r.id < run and r.file == file and r.status == "done"]
+        asked: set[str] = set()
+        reached: dict[int, set[str]] = {n: set() for n in before}
+        for number, stage, status in self.db.execute("SELECT run, stage, status FROM stages WHERE run <= ?", (run,)):
+            if number == run and status != "not run":
+                asked.add(stage)
+            elif number in reached and status in ("done", "reused"):
+                reached[number].add(stage)
+        made = self.productive()
+        best = max(before, key=lambda n: (len(reached[n] & asked), n in made, n), default=None)
+        return best if best is not None and reached[best] & asked else None
 
     def last(self, pipeline: str) -> dict[str, Record]:
         """The newest finished record of each stage of a pipeline."""

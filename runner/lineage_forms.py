@@ -16,6 +16,7 @@ from microstages.storage import local_path
 
 from runner.lineage import Node, Root, ancestors, as_data, find, trace
 from runner.plan import shown
+from runner.units import number_of
 
 DEEPEST = 200  # generations in a tree; JSON has them all
 SHORT = 12  # characters of a digest that people are shown
@@ -106,7 +107,8 @@ def where(node: Node) -> str:
     gpus = node.hardware.get("gpus")
     words = [", ".join(map(str, gpus))] if isinstance(gpus, list) and gpus else []
     words.append(str(node.hardware.get("processor") or node.hardware.get("machine") or ""))
-    words.append(f"{node.hardware['cores']} cores" if node.hardware.get("cores") else "")
+    cores = node.hardware.get("cores")
+    words.append(number_of(cores, "core") if isinstance(cores, int) and cores else "")
     words.append("in a container" if node.image else "")
     return ", ".join(w for w in words if w)
 

@@ -20,7 +20,9 @@ from typing import Any, TextIO
 
 from microstages.reporting import duration
 
-from runner.view import PlainView, Stream, colored, last_line, number, value_text
+from runner.events import number
+from runner.units import number_of
+from runner.view import PlainView, Stream, colored, last_line, one_line, value_text
 
 BAR = 20  # columns of a bar; half of it below ROOMY
 ROOMY, TIGHT = 90, 56  # columns; a terminal narrower than TIGHT has no bars
@@ -74,7 +76,8 @@ class Row:
                 self.points = [p for p in self.points if now - p[0] <= WINDOW and p[1] <= done]
                 self.points.append((now, done))
         elif kind == "metric":
-            self.metrics |= {k: v for k, v in event.items() if isinstance(v, (int, float)) and k not in KNOWN}
+            told = {k: v for k, v in event.items() if isinstance(v, float) or number(v) is not None}  # nan is worth a word
+            self.metrics |= {k: float(v) for k, v in told.items() if k not in KNOWN}
         elif kind == "log":
             self.said = last_line(str(event.get("text") or "")) or self.said
 
@@ -95,21 +98,22 @@ class Row:
         much of how much, the rest."""
         values = {k: v for k, v in self.progress.items() if k not in KNOWN and v is not None}
         fast = [_speed(k, v) for k, v in values.items() if _is_speed(k, v)]
-        rest = [f"{k} {value_text(v)}" for k, v in values.items() if not _is_speed(k, v)]
+        rest = [f"{one_line(k)} {value_text(v)}" for k, v in values.items() if not _is_speed(k, v)]
         measured = {k: v for k, v in self.metrics.items() if k not in values and not _is_speed(k, v)}
-        rest += [f"{k} {value_text(float(v))}" for k, v in list(measured.items())[: 1 if rest else 3]]
-        unit, total = str(self.progress.get("unit") or ""), number(self.progress.get("total"))
+        rest += [f"{one_line(k)} {value_text(v)}" for k, v in list(measured.items())[: 1 if rest else 3]]
+        unit, total = one_line(self.progress.get("unit") or ""), number(self.progress.get("total"))
         done, speed = number(self.progress.get("done")), self.speed
         if speed and not fast and unit:
             fast.append(f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.1f} {unit}/s")
-        left = [f"{duration((total - done) / speed)} left"] if speed and total and done is not None else []
+        time_left = number((total - done) / speed) if speed and total and done is not None else None
+        left = [f"{duration(time_left)} left"] if time_left is not None else []
         much = []
         if done is not None:
             much = [f"{done:,.0f}/{total:,.0f} {unit}".rstrip() if total else f"{done:,.0f} {unit}".rstrip()]
         if not total:  # how far it is says more than a share of nothing
             rest = much + rest
             much = []
-        label = str(self.progress.get("label") or "")
+        label = one_line(self.progress.get("label") or "")
         told = [*rest[:1], *fast[:1], *left, *much, *rest[1:], *([label] if label else [])]
         return told or [f"({self.reason})"]
 
@@ -123,7 +127,8 @@ def _is_speed(name: str, value: Any) -> bool:
 
 def _speed(name: str, value: Any) -> str:
     text = value_text(value)
-    return text if text.endswith("/s") else f"{text} {name.replace('_per_second', '/s').replace('_per_s', '/s')}"
+    unit = one_line(name).replace("_per_second", "/s").replace("_per_s", "/s")
+    return text if text.endswith("/s") else f"{text} {unit}"
 
 
 class Region:
@@ -278,7 +283,7 @@ class LiveView(PlainView):
     def _footer(self, now: float) -> str:
         waiting = [s for s in self.stages if s not in self._through and s not in self._rows]
         run = f"run {self.run}: " if self.run else ""
-        ends = f"{run}{len(self._through)} of {len(self.stages)} stages, {duration(now - self.began)}"
+        ends = f"{run}{len(self._through)} of {number_of(len(self.stages), 'stage')}, {duration(now - self.began)}"
         if self._stopping:
             return f"{ends}; stopping"
         return f"{ends}; next: {', '.join(waiting)}" if waiting else ends

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from microstages.errors import nearest
@@ -264,5 +264,6 @@ def once(found: Sequence[Problem], variants: Mapping[str, Variant]) -> list[Prob
 
     alike: dict[Problem, list[Problem]] = {}
     for p in found:
-        alike.setdefault(Problem(p.place, plain(p.what), plain(p.fix)), []).append(p)
+        one = replace(p, what=plain(p.what), fix=plain(p.fix), common=plain(p.common))
+        alike.setdefault(one, []).append(p)
     return [one if len(set(many)) > 1 else many[0] for one, many in alike.items()]

@@ -12,6 +12,7 @@ from microstages.errors import UserError
 
 from runner.history import History, Record
 from runner.inventory import Known
+from runner.plan import both
 
 
 def tell(known: Known, stages: Iterable[str]) -> None:
@@ -59,6 +60,11 @@ def _digests(outputs: Mapping[str, Any] | None) -> set[str]:
 def _how(known: Known, stage: str, record: Record) -> str:
     """What differs, in brackets: parameters of the stage itself, or what lies before it."""
     now, then = known.pipeline.stages[stage].params, record.params or {}
+
+    def told(name: str) -> str:
+        before, after = both(then[name], now[name])
+        return f"{name} {before}, not {after}"
+
     if changed := [n for n in now if n in then and now[n] != then[n]]:
-        return f" ({', '.join(f'{n} {then[n]}, not {now[n]}' for n in changed[:3])})"
+        return f" ({', '.join(told(n) for n in changed[:3])})"
     return " (something before it was not the same)" if known.pipeline.stages[stage].upstream else ""

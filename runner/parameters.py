@@ -8,7 +8,7 @@ from microstages.errors import nearest
 from microstages.interface import Interface, ParamSpec
 
 from runner.document import Node, Problems
-from runner.problems import guess, told
+from runner.problems import guess
 from runner.references import FAILED
 from runner.spec import StageSpec
 
@@ -109,12 +109,12 @@ def resolved(spec: StageSpec, interface: Interface, problems: Problems) -> dict[
         try:
             value = wanted.check(node.plain())
         except ValueError as error:
-            problems.add(*told(node.place, node.origin, f"{whose} {error}", fix))
+            problems.add_in(node.place, node.origin, f"{whose} {error}", fix, f"{name} {error}")
             continue
         if value in (None, []) and value != wanted.default:
             if wanted.default:  # a flag cannot say "nothing"
-                what = f"{whose} must be {wanted.wanted()}, not empty"
-                problems.add(*told(node.place, node.origin, what, fix))
+                what = f"must be {wanted.wanted()}, not empty"
+                problems.add_in(node.place, node.origin, f"{whose} {what}", fix, f"{name} {what}")
             value = wanted.default
         if value != wanted.default and (flag := talks(interface, name)):
             why = "" if flag == wanted.flag else f" goes with {flag}, which"

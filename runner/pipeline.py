@@ -21,7 +21,7 @@ from runner import select, stages
 from runner.document import Node, PipelineError, Place, Problems, load
 from runner.matrix import Variant, expand, once
 from runner.parameters import resolved
-from runner.problems import Origin, guess, told
+from runner.problems import Origin, guess
 from runner.references import FAILED
 from runner.retry import Retry
 from runner.select import Select
@@ -38,9 +38,9 @@ class External:
     place: Place
     origin: Origin | None = None  # where a reference in its place was given
 
-    def told(self, what: str, fix: str) -> tuple[Place, str, str]:
-        """A mistake in it: told where its value was written, with the place that refers to it."""
-        return told(self.place, self.origin, what, fix)
+    def wrong(self, problems: Problems, whose: str, what: str, fix: str) -> None:
+        """Tell a mistake in it, where its value was written, with the places that refer to it."""
+        problems.add_in(self.place, self.origin, f"{whose}: {what}", fix, what)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class _Checker:
             return None
         except UserError as error:
             what = f"{error.where}: {error.what}" if error.where else error.what
-            self.problems.add(*told(stage.uses.place, stage.uses.origin, what, error.fix))
+            self.problems.add_in(stage.uses.place, stage.uses.origin, what, error.fix)
             return None
 
     def choose(self, name: str, node: Node) -> Select | None:

@@ -20,6 +20,7 @@ from runner.spec import Ref
 from runner.store import Damaged, Result
 
 Action = Literal["reuse", "run", "wait", "skip"]
+BRIEF = 24  # characters of a value in a reason
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _changes(stage: Stage, facts: Facts, last: Record, digests: Mapping[str, str
         if name not in before:
             parts.append(f"param {name} is new")
         elif before[name] != value:
-            parts.append(f"param {name}: {shown(before[name])} → {shown(value)}")
+            parts.append(f"param {name}: {' → '.join(both(before[name], value))}")
     parts += [f"param {name} is gone" for name in before if name not in stage.params]
     for name in stage.inputs:
         known = (last.inputs or {}).get(name)
@@ -167,15 +168,35 @@ def _changes(stage: Stage, facts: Facts, last: Record, digests: Mapping[str, str
     return ", ".join(parts)
 
 
-def shown(value: Any) -> str:
-    """A value on one short line."""
+def on_a_line(value: Any) -> str:
+    """A value on one line, however long; numbers as people write them."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    text = text.replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.10g}"
+    return str(value).replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
+
+
+def shown(value: Any) -> str:
+    """A value on one short line."""
+    text = on_a_line(value)
     return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def both(before: Any, after: Any) -> tuple[str, str]:
+    """Two values that differ, so short that a reason of several stays readable: of long ones the beginning, or, where
+    that is the same, what stands around the first difference."""
+    a, b = on_a_line(before), on_a_line(after)
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    start = 0 if same < BRIEF - 4 or max(len(a), len(b)) <= BRIEF else same - BRIEF // 3
+
+    def cut(text: str) -> str:
+        end = start + BRIEF
+        return f"{'…' if start else ''}{text[start:end]}{'…' if len(text) > end else ''}"
+
+    return cut(a), cut(b)
 
 
 def _and(names: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from microstages.errors import EXIT_USER, UserError, nearest
 
@@ -37,24 +37,46 @@ class Origin:
     place: Place
 
 
-def told(place: Place, origin: Origin | None, what: str, fix: str) -> tuple[Place, str, str]:
-    """A mistake in a value: it is told where that was written, with the place that refers to it."""
-    if origin is None:
-        return place, what, fix
-    return origin.place, what, f"{fix}; {origin.word} is used at {place}"
-
-
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One mistake: where, what, and the remedy."""
+    """One mistake: where, what, and the remedy. `used`: what refers to a value there, and the places of that; `common`:
+    what is said where several of them find the same mistake."""
 
     place: Place
     what: str
     fix: str = ""
+    used: tuple[tuple[str, Place], ...] = ()
+    common: str = ""
+
+    def grouped(self) -> Problem:
+        """The same with `used` in its remedy: `params.data is used at pipeline.yaml:3:7, 5:9 and 8:11`."""
+        places: dict[str, list[Place]] = {}
+        for word, place in self.used:
+            places.setdefault(word, []).append(place)
+        said = []
+        for word, at in places.items():
+            first, *rest = sorted(set(at))
+            more = [f"{p.line}:{p.column}" if p.file == first.file and p.line else str(p) for p in rest]
+            listed = [str(first), *more]
+            said.append(f"{word} is used at {' and '.join([*([', '.join(listed[:-1])] if more else []), listed[-1]])}")
+        return Problem(self.place, self.what, "; ".join(s for s in (self.fix, *said) if s))
 
     def __str__(self) -> str:
         shown = self.place.excerpt()
         return f"{self.place}: {self.what}" + (f"\n{shown}" if shown else "") + (f"\n  {self.fix}" if self.fix else "")
+
+
+def _grouped(problems: Iterable[Problem]) -> list[Problem]:
+    """Each mistake once: what several references find in one value is told with all their places."""
+    alike: dict[tuple[Place, str, str], list[Problem]] = {}
+    for p in dict.fromkeys(problems):
+        alike.setdefault((p.place, (p.used and p.common) or p.what, p.fix), []).append(p)
+    out = []
+    for (_, words, _), many in alike.items():
+        used = tuple(u for p in many for u in p.used)
+        what = words if len(set(used)) > 1 else many[0].what
+        out.append(replace(many[0], what=what, used=used).grouped())
+    return out
 
 
 class PipelineError(UserError):
@@ -63,7 +85,7 @@ class PipelineError(UserError):
     exit_code = EXIT_USER
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(sorted(dict.fromkeys(problems)))
+        self.problems = tuple(sorted(_grouped(problems)))
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
@@ -75,6 +97,12 @@ class Problems:
 
     def add(self, place: Place, what: str, fix: str = "") -> None:
         self.found.append(Problem(place, what, fix))
+
+    def add_in(self, place: Place, origin: Origin | None, what: str, fix: str, common: str = "") -> None:
+        """A mistake in a value: it is told where that was written, with the place that refers to it. `common`: what is
+        said of several that refer to it."""
+        used = () if origin is None else ((origin.word, place),)
+        self.found.append(Problem(origin.place if origin else place, what, fix, used, common))
 
     def check(self) -> None:
         """Raises PipelineError where there is any."""

@@ -6,15 +6,14 @@ keeps is the same. How a stage ended does not depend on either: a history that c
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from microstages.errors import EXIT_BUG, EXIT_OK, EXIT_TEMPORARY, EXIT_USER, UserError
 
 from runner.attempts import Active, measured
+from runner.events import event_of
 from runner.history import History, Record
 from runner.pipeline import Pipeline, Stage
 from runner.plan import Facts, Step
@@ -59,11 +58,8 @@ class Progress:
         that says something is passed on."""
         words = ""
         for line in text.split("\n"):
-            event = None
-            if line.startswith("{"):
-                with suppress(ValueError):
-                    event = json.loads(line)
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
+            event = event_of(line) if line.startswith("{") else None
+            if event is not None:
                 self.heard(active, event)
             elif line.strip():
                 words = line

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from runner.store import Store
 from runner.summary import table
 
 FOLLOW_EVERY = 0.2  # seconds
+STATES = ("done", "reused", "running", "waiting", "pending", "failed", "stopped", "died", "not run")
 
 
 def open_spec(file: Path, settings: Sequence[str]) -> Spec:
@@ -52,21 +54,27 @@ def stages_of(history: History, run: RunRecord) -> list[Record]:
     return [replace(r, status=gone.get(r.status, r.status)) for r in history.stages(run.id)]
 
 
-def _counts(records: Sequence[Record]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record.status] = counts.get(record.status, 0) + 1
-    return counts
+def counts(states: Iterable[str]) -> str:
+    """`3 done, 4 reused`: how many there are of each state, in the order of STATES."""
+    found = Counter(states)
+    known = [s for s in STATES if s in found]
+    return ", ".join(f"{found[s]} {s}" for s in [*known, *sorted(found.keys() - known)])
+
+
+def _took(history: History, run: RunRecord) -> str:
+    """How long a run took so far; one that died, until its last sign of life."""
+    end = run.finished if run.finished is not None else time.time() if run.status == "running" else None
+    if run.status == "died":
+        end = history.heard(run)
+    return "–" if end is None else duration(end - run.started)
 
 
 def runs_as_text(history: History, last: int) -> str:
     """A table of the runs, newest first."""
     rows = [["run", "when", "pipeline", "status", "stages", "took"]]
     for run in history.runs(last):
-        stages = ", ".join(f"{n} {status}" for status, n in _counts(stages_of(history, run)).items())
-        end = run.finished if run.finished is not None else time.time() if run.status == "running" else None
-        took = "–" if end is None else duration(end - run.started)
-        rows.append([str(run.id), _when(run.started), run.pipeline, run.status, stages, took])
+        stages = counts(r.status for r in stages_of(history, run))
+        rows.append([str(run.id), _when(run.started), run.pipeline, run.status, stages, _took(history, run)])
     return table(rows, left=5) if len(rows) > 1 else "no runs yet"
 
 
@@ -94,11 +102,8 @@ def everybodys_as_text(store: Store, last: int) -> str:
     """A table of everybody's runs."""
     rows = [["when", "who", "pipeline", "status", "stages", "took"]]
     for run in everybodys(store, last):
-        counts: dict[str, int] = {}
-        for s in run["stages"].values():
-            counts[s["status"]] = counts.get(s["status"], 0) + 1
         took = "–" if run["finished"] is None else duration(run["finished"] - run["started"])
-        stages = ", ".join(f"{n} {status}" for status, n in counts.items())
+        stages = counts(s["status"] for s in run["stages"].values())
         rows.append([_when(run["started"]), run["who"], run["pipeline"], run["status"], stages, took])
     return table(rows, left=5) if len(rows) > 1 else "no runs yet"
 

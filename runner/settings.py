@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from microstages.errors import nearest
 
@@ -43,12 +45,30 @@ def override(root: Node, settings: Sequence[str]) -> Node:
             word, place = keys[1]
             if isinstance(known, dict) and word not in known:
                 noun = "parameter" if keys[0][0] == "params" else "stage"
-                names = ", ".join(known) or "none"
-                problems.add(place, f"there is no {noun} {word!r}{nearest(word, known)}", f"there are: {names}")
+                fix = f"there are: {', '.join(known) or 'none'}"
+                if noun == "parameter" and (of := _stages_with(root, word)):
+                    meant = " or ".join(f"--set stages.{stage}.params.{word}={text}" for stage in of)
+                    fix = f"a parameter of a stage: {covered(meant)}; {fix.replace('there are', 'of the pipeline')}"
+                problems.add(place, f"there is no {noun} {word!r}{nearest(word, known)}", fix)
                 continue
         root = _put(root, keys, value, problems)
     problems.check()
     return root
+
+
+def _stages_with(root: Node, name: str) -> list[str]:
+    """The stages that have a parameter of this name: those that give it a value, else all."""
+    from runner.completion_keys import interface_of
+
+    stages = root.value.get("stages")
+    known = stages.value if stages is not None and isinstance(stages.value, dict) else {}
+    found = {}
+    for stage, node in known.items():
+        with suppress(OSError, ValueError):
+            if name in interface_of(root, node, Path(root.place.file)).get("params", {}):
+                params = node.value.get("params")
+                found[stage] = params is not None and isinstance(params.value, dict) and name in params.value
+    return [s for s in found if found[s]] or list(found)
 
 
 def _keys(path: str, name: str, setting: str) -> list[tuple[str, Place]]:

@@ -8,7 +8,6 @@ No run ends because nobody can be told of it: what cannot be printed is not (`St
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
@@ -20,6 +19,8 @@ from typing import Any, Protocol, TextIO
 
 from microstages.reporting import duration
 from microstages.watch import Watch
+
+from runner.events import number
 
 PLAIN_EVERY = 10.0  # seconds between two plain lines of progress of a stage
 TAIL_BYTES = 64 << 10
@@ -121,6 +122,11 @@ def plain(text: str) -> str:
     return _CONTROL.sub("", _CODES.sub("", text)).expandtabs(4)
 
 
+def one_line(value: Any) -> str:
+    """A value that a program told, as words that neither steer a terminal nor break a line."""
+    return " ".join(plain(str(value)).split())
+
+
 def last_line(text: str) -> str:
     """The last line of a program's words that says something; of one that was drawn over again its last state."""
     for line in reversed(re.split(r"[\r\n]", text[-TAIL_BYTES:])):
@@ -139,8 +145,8 @@ def short(path: Path) -> str:
 
 def progress_text(event: dict[str, Any]) -> str:
     """`training 42 %  12/30 steps  loss 1.20` for a progress event."""
-    done, total, unit = number(event.get("done")), number(event.get("total")), plain(str(event.get("unit") or ""))
-    parts = [plain(str(event.get("label") or ""))]
+    done, total, unit = number(event.get("done")), number(event.get("total")), one_line(event.get("unit") or "")
+    parts = [one_line(event.get("label") or "")]
     if done is not None:
         if total is not None and total > 0:
             parts.append(f"{min(1.0, done / total):.0%}")
@@ -153,17 +159,12 @@ def progress_text(event: dict[str, Any]) -> str:
 def values_text(event: dict[str, Any]) -> str:
     """The values that stand beside a bar."""
     known = ("event", "stage", "time", "label", "done", "total", "unit", "seconds")
-    return "  ".join(f"{k} {value_text(v)}" for k, v in event.items() if k not in known and v is not None)
+    return "  ".join(f"{one_line(k)} {value_text(v)}" for k, v in event.items() if k not in known and v is not None)
 
 
 def value_text(v: Any) -> str:
     """A value beside a bar."""
-    return f"{v:,.4g}" if isinstance(v, float) else plain(str(v))[:40]
-
-
-def number(v: Any) -> float | None:
-    """A number that can be reckoned with, else None: events are anybody's."""
-    return float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) else None
+    return f"{v:,.4g}" if isinstance(v, float) else one_line(v)[:40]
 
 
 _WORDS = {"done": "done", "failed": "failed", "stopped": "stopped", "not run": "not run"}
@@ -194,7 +195,7 @@ class PlainView:
         self._spoke: dict[str, float] = {}
 
     def line(self, stage: str, text: str, state: str = "") -> None:
-        first, *rest = text.split("\n")
+        first, *rest = plain(text).split("\n")
         head = first
         if self.color and state.split(",", maxsplit=1)[0] in _COLORS:
             head = f"\x1b[{_COLORS[state.split(',', maxsplit=1)[0]]}m{first}\x1b[0m"
@@ -265,10 +266,13 @@ class EventsView:
     def __init__(self, view: View, out: TextIO) -> None:
         self._view, self._out, self.every, self.took = view, out, view.every, view.took
 
-    def tell(self, event: str, **values: Any) -> None:
+    def tell(self, event: str, /, **values: Any) -> None:
+        """Of what a stage says, its own `time` is passed on where it is one."""
         import json
 
-        value = {"event": event, "time": round(time.time(), 3), **values}
+        said = number(values.get("time"))
+        own = {"event": event, "time": round(time.time(), 3) if said is None else said}
+        value = {**own, **values, **own}
         say(json.dumps(value, ensure_ascii=False, default=str), self._out)
 
     def begun(self, run: int) -> None:
@@ -281,7 +285,7 @@ class EventsView:
 
     def event(self, stage: str, event: dict[str, Any]) -> None:
         self._view.event(stage, event)
-        self.tell(event["event"], **{**{k: v for k, v in event.items() if k != "event"}, "stage": stage})
+        self.tell(event["event"], **{**event, "stage": stage})
 
     def again(self, stage: str, text: str) -> None:
         self._view.again(stage, text)

@@ -8,9 +8,11 @@ import sys
 from microstages import watch
 from microstages.errors import UserError, nearest
 
+from runner import columns
+from runner.document import Problems
 from runner.facts import gather
 from runner.history import History
-from runner.pipeline import read
+from runner.pipeline import look
 from runner.plan import choose
 from runner.plan import plan as make_plan
 from runner.store import Store
@@ -25,7 +27,9 @@ class Work:
         watch.current = Told(lambda text: say(text, sys.stderr))
         if only and first:
             raise UserError("--only and --from exclude each other", fix="give one of them")
-        pipeline = read(args.pipeline, args.set, args.target)
+        problems = Problems()
+        pipeline, spec = look(args.pipeline, args.set, args.target, True, problems)
+        problems.check()
         for text in pipeline.warnings:
             say(text, sys.stderr)
         for name in (only, first):
@@ -43,6 +47,10 @@ class Work:
             are, them = ("is", "it") if len(undone) == 1 else ("are", "them")
             fix = f"run the whole pipeline, or {undone[0]} first"
             raise UserError(f"{', '.join(undone)} {are} not done, and {only or first} needs {them}", fix=fix)
+        columns.check(
+            self.pipeline, spec, problems, {s.stage for s in self.steps.values() if s.action in ("run", "wait")}
+        )
+        problems.check()
         if create:  # only now: a mistake leaves nothing behind
             self.store.prepare()
             if self.history.fresh:

@@ -9,6 +9,7 @@ from typing import Any
 from microstages.reporting import size
 
 from runner.summary import count, milliseconds, share, table
+from runner.units import number_of
 
 NOTHING = "–"
 
@@ -105,7 +106,7 @@ def as_text(data: Mapping[str, Any]) -> str:
     rows += [[f["name"], *(written(f, c) for c in columns)] for f in forms]
     lines = [table(rows), ""]
     if data["rows"] is not None:
-        lines.append(f"{data['rows']:,} rows; the forms disagree on {data['disagreement']['count']:,}")
+        lines.append(f"{number_of(data['rows'], 'row')}; the forms disagree on {data['disagreement']['count']:,}")
     references = sorted({str(f["reference"]) for f in forms if f["reference"]})
     if references:
         lines.append(f"KL: from {', '.join(references)}, a lower bound")

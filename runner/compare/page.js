@@ -88,7 +88,7 @@ function bars(id, keys, write, { words = {}, log = false, interval = null, line 
       indexAxis: "y", maintainAspectRatio: false, animation: false,
       layout: { padding: { top: line?.at === undefined ? 0 : 14 } },
       scales: {
-        x: axis("", write, { type: log ? "logarithmic" : "linear", beginAtZero: true, max: most }),
+        x: axis("", write, log ? ranged(shown.flatMap(values), write, { bars: true }) : { beginAtZero: true, max: most }),
         y: { ticks: { color: ink("ink"), autoSkip: false }, grid: { display: false }, border: { color: ink("line") } },
       },
       plugins: {
@@ -100,6 +100,14 @@ function bars(id, keys, write, { words = {}, log = false, interval = null, line 
     },
     plugins: [whiskers, mark],
   }));
+}
+
+// The ends of an axis with a quarter of its values' range to spare: an accuracy has no values outside 0 to 1.
+function within(key, found) {
+  const [low, high] = [Math.min(...found), Math.max(...found)];
+  const spare = (high - low) / 4 || 0.1;
+  if (key !== "accuracy") return {};
+  return { ...(low - spare < 0 ? { min: 0 } : {}), ...(high + spare > 1 ? { max: 1 } : {}) };
 }
 
 function scatter(id, key, title, write) {
@@ -124,7 +132,7 @@ function scatter(id, key, title, write) {
       maintainAspectRatio: false, animation: false, layout: { padding: { right: 24, top: 12 } }, clip: false,
       scales: {
         x: axis(title, write, { beginAtZero: true, grace: "10%" }),
-        y: axis(quality[1], quality[2], { grace: "25%" }),
+        y: axis(quality[1], quality[2], { grace: "25%", ...within(quality[0], points.map((p) => p.y)) }),
       },
       plugins: {
         legend: { display: false },

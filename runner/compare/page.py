@@ -8,17 +8,19 @@ from typing import Any
 from runner.compare.collect import machine
 from runner.compare.columns import AGREEMENT, COST, QUALITY, Column, number, present, written
 from runner.compare.html import document, file, short, text
+from runner.units import number_of
 
+UPRIGHT, MANY = 8, 6  # letters of a class, and classes, up to which a matrix has its heads upright, two in a row
 LONGEST = 400  # characters of a prompt or an answer that are shown
 LEFT_OUT = "; forms below the most frequent answer are left out"
 PLOTS: Sequence[tuple[str, str, str]] = (
     ("accuracy", "Accuracy", "share of right answers; the line is the 95 % interval (Wilson)"),
-    ("loss", "Loss of the right answers", "nats a token, logarithmic; less is better"),
+    ("loss", "Loss of the right answers", "nats a token; less is better"),
     ("size-quality", "Size and quality", f"up and to the left is better{LEFT_OUT}"),
     ("speed-quality", "Speed and quality", f"up and to the right is better{LEFT_OUT}"),
-    ("kl", "Divergence from the reference", "KL in nats a token, logarithmic; less is better"),
+    ("kl", "Divergence from the reference", "KL in nats a token; less is better"),
     ("neutral", "Forgetting", "perplexity on a text that is not of the task; less is better"),
-    ("speed", "Speed", "tokens a second, logarithmic; more is better"),
+    ("speed", "Speed", "tokens a second; more is better"),
     ("first", "Time to the first token", "from the start of a row's batch; less is better"),
     ("memory", "Memory and size", "of the process that answered, and of the files; less is better"),
 )
@@ -55,13 +57,14 @@ def answers(data: Mapping[str, Any], level: int = 2) -> list[str]:
 
 def _introduction(data: Mapping[str, Any]) -> str:
     forms = data["forms"]
-    parts = [f"{len(forms)} {'form' if len(forms) == 1 else 'forms'} of a model"]
+    parts = [f"{number_of(len(forms), 'form')} of a model"]
     if data["rows"] is not None:
-        parts.append(f"the same {data['rows']:,} rows")
+        parts.append(f"{'the same ' if len(forms) > 1 else ''}{number_of(data['rows'], 'row')}")
     hardware = [f["hardware"] for f in forms]
     if len({machine(f) for f in forms}) == 1 and "processor" in hardware[0]:
         gpus: list[Any] = next((h["gpus"] for h in hardware if h.get("gpus")), [])
-        parts.append(", ".join([f"{hardware[0]['cores']} cores of {hardware[0]['processor']}", *map(str, gpus)]))
+        cores = number_of(hardware[0]["cores"], "core")
+        parts.append(", ".join([f"{cores} of {hardware[0]['processor']}", *map(str, gpus)]))
     sizes = {number(f, "batch_size") for f in forms}
     if len(sizes) == 1 and (size := next(iter(sizes))) is not None:
         parts.append(f"batches of up to {size:,.0f}")
@@ -134,7 +137,8 @@ def _matrices(forms: Sequence[Mapping[str, Any]], level: int) -> str:
 def _matrix(form: Mapping[str, Any]) -> str:
     classes, counts = form["confusion"]["classes"], form["confusion"]["counts"]
     other = any(row[-1] for row in counts)
-    head = "".join(f'<th scope="col">{text(short(c, 24))}</th>' for c in [*classes, *(["none"] if other else [])])
+    heads = [*classes, *(["none"] if other else [])]
+    head = "".join(f'<th scope="col" title="{text(c)}"><span>{text(short(c, 24))}</span></th>' for c in heads)
     lines = []
     for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
         total = sum(row) or 1
@@ -143,10 +147,12 @@ def _matrix(form: Mapping[str, Any]) -> str:
             share = n / total
             kinds = "".join(f" {k}" for k, is_ in (("right", i == j), ("full", share > 0.55)) if is_)
             cells.append(f'<td class="s{round(20 * share)}{kinds}" title="{share:.1%}">{n:,}</td>')
-        lines.append(f'<tr><th scope="row">{text(short(name, 24))}</th>{"".join(cells)}</tr>')
+        lines.append(f'<tr><th scope="row" title="{text(name)}">{text(short(name, 24))}</th>{"".join(cells)}</tr>')
+    turned = " turned" if max(map(len, heads)) > UPRIGHT or len(heads) > MANY else ""
+    broad = " broad" if len(heads) > MANY else ""
     return (
-        f'<div class="card"><h3>{_dot(form)}{text(form["name"])}</h3><table class="matrix"><thead><tr><td></td>{head}'
-        f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="card{broad}"><h3>{_dot(form)}{text(form["name"])}</h3><table class="matrix{turned}">'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 

@@ -15,12 +15,37 @@ const plain = (x) => (x === 0 ? "0" : Math.abs(x) >= 1000 ? Math.round(x).toLoca
 const milliseconds = (x) => `${plain(x * 1000)} ms`;
 const share = (x) => x.toFixed(3);
 
-// Of the many lines of a logarithmic axis only some get a number.
-const marked = (v) => ["1", "3"].includes(v.toExponential()[0]);
+// The values of a logarithmic axis: 1, 2 and 5 times powers of ten; fewer where their numbers would run into each other.
+function ticksOf(low, high, fits) {
+  const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+  const powers = Array.from({ length: last - first + 1 }, (_, i) => first + i);
+  const choices = [[1, 2, 5], [1, 3], [1]].map((heads) => powers.flatMap((p) => heads.map((h) => Number(`${h}e${p}`))));
+  for (let every = 2; every < powers.length; every += 1) choices.push(powers.filter((_, i) => i % every === 0).map((p) => Number(`1e${p}`)));
+  const inside = choices.map((values) => values.filter((v) => v >= low && v <= high));
+  return inside.find(fits) ?? inside.at(-1);
+}
 
+// A logarithmic axis for values that are more than `apart` times apart, from well below the least of them where they are
+// `bars`; a linear one from zero for others, and where one is not above zero.
+function ranged(values, write, { apart = 20, bars = false } = {}) {
+  const known = values.filter((v) => typeof v === "number" && (v > 0 || !bars));  // a zero has no bar anyway
+  const least = Math.min(...known), most = Math.max(...known);
+  if (!known.length || least <= 0 || most / least < apart) return { beginAtZero: true };
+  const low = bars ? 10 ** Math.floor(Math.log10(least / 3)) : least, high = most * 1.1;
+  const afterBuildTicks = (scale) => {
+    const [from, to] = [Math.min(scale.min, low), Math.max(scale.max, high)].map(Math.log10);
+    const lengthOf = (v) => (scale.isHorizontal() ? 7 * write(v).length + 14 : 22);
+    const pixels = (a, b) => (Math.log10(b / a) / (to - from)) * ((scale.isHorizontal() ? scale.maxWidth : scale.maxHeight) - 20);
+    const fits = (found) => found.every((v, i) => !i || pixels(found[i - 1], v) >= (lengthOf(found[i - 1]) + lengthOf(v)) / 2);
+    scale.ticks = ticksOf(low * 0.999, high, fits).map((value) => ({ value }));
+  };
+  return { type: "logarithmic", min: low, max: high, afterBuildTicks };
+}
+
+// A logarithmic axis (`ranged`) says so where it has no other title.
 const axis = (title, write, more = {}) => ({
-  title: { display: Boolean(title), text: title, color: ink("soft") },
-  ticks: { color: ink("soft"), callback: (v) => (more.type !== "logarithmic" || marked(v) ? write(v) : ""), maxRotation: 0, autoSkipPadding: 16 },
+  title: { display: Boolean(title || more.afterBuildTicks), text: title || "logarithmic", color: ink("soft") },
+  ticks: { color: ink("soft"), callback: (v) => write(v), maxRotation: 0, autoSkip: !more.afterBuildTicks, autoSkipPadding: 16 },
   grid: { color: ink("line") },
   border: { display: false },
   ...more,

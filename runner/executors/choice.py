@@ -56,7 +56,7 @@ def settle(pipeline: Pipeline, code: Mapping[str, str], note: Callable[[str], No
         return out
     out |= {s.name: DOCKER for s in open_ if s not in [m for m, _ in missing]}
     if len(missing) < len(open_):
-        note(f"in containers of the Docker engine {version}")
+        note(f"in containers of the Docker engine {version} (--target process: in this environment)")
     if missing:
         names = ", ".join(s.name for s, _ in missing)
         note(f"{names} as local processes: {missing[0][1].what} ({missing[0][1].fix.partition(', or')[0]})")

@@ -43,7 +43,8 @@ class Watched:
 
     def ended(self, code: int, why: UserError | None) -> None:
         """It is over; who waits for it is woken."""
-        self.code, self.why = code, why
+        self.why = why  # first: who sees a code takes the reason that stands there
+        self.code = code
         os.close(self._wake)
 
     def join(self, seconds: float | None = None) -> None:

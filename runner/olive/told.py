@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.olive.section import CHANGED, LOST, NEEDLESS, SAME, USED, Fate
+from runner.units import number_of
 
 if TYPE_CHECKING:
     from runner.olive.convert import Made
@@ -31,7 +32,7 @@ def as_text(made: Made, output: Path) -> str:
             out += textwrap.wrap(note, width - 4, initial_indent="  - ", subsequent_indent="    ")
     counts = Counter(f.how for f in made.report.fates)
     told = ", ".join(f"{counts[how]} {how}" for how in ORDER if counts[how])
-    return "\n".join([*out, "", f"{sum(counts.values())} keys: {told}", f"next: runner plan {output}"])
+    return "\n".join([*out, "", f"{number_of(sum(counts.values()), 'key')}: {told}", f"next: runner plan {output}"])
 
 
 def _table(fates: Sequence[Fate], width: int) -> list[str]:

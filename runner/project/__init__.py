@@ -1,24 +1,32 @@
-"""`runner init`: a project folder to start from."""
+"""`runner init`: a project folder to start from.
+
+It is made whole in a hidden folder within, and then put in place; a mistake leaves what was there. `.init.json` has the
+sha256 of each file, so that a project that nobody changed can be made anew, with other columns.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from microstages.errors import UserError, from_os_error, nearest
 
 from runner.document import plain_scalar
+from runner.program import as_typed
 from runner.project.columns import Columns, look
 
 TEMPLATE = Path(__file__).parent / "template"
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 HUB = "hf://microsoft/Phi-3-mini-4k-instruct"
 VARIANTS = "fine-tuning/variants.yaml"
+RECORD, PARTIAL = ".init.json", ".init.partial"
 EXAMPLE = {
     "ROW": r'template: "### Text: {phrase}\n### The tone is:\n{tone}"' + "\n      completion: tone",
     "PROMPT": json.dumps({"prompt": "### Text: I did not expect this at all!\n### The tone is:\n"}),
@@ -32,51 +40,100 @@ def create(
     examples, where they lie beside the runner. `prompt` and `answer`: columns of `data`, by default those that look so.
     `olive`: a config that its pipeline is made of.
 
-    Raises UserError where the folder holds something, and for a config with mistakes; then nothing is left.
+    Raises UserError where the folder holds something but an unchanged project, for a model or data that cannot be read,
+    and for a config with mistakes; then nothing is changed.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("this folder holds something already", where=folder, fix="give the name of a new one")
-    there = folder.exists()
+    there, before = folder.exists(), _unchanged(folder)
+    made = folder / PARTIAL
     try:
-        return _create(folder, olive, model, data, prompt, answer)
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        said = _create(made, folder, olive, model, data, prompt, answer)
+        _record(made)
+        _put(made, folder, before)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if there:
-            folder.mkdir()
+        shutil.rmtree(made if there else folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise from_os_error(error, folder) or error from None
         raise
+    return [f"made {folder}{' anew: nothing in it was changed' if before else ''}", *said]
 
 
-def _create(folder: Path, olive: Path | None, model: str, data: str, prompt: str, answer: str) -> list[str]:
+def _unchanged(folder: Path) -> list[str]:
+    """The files of a project that lies there as it was made, none where nothing does. Raises UserError for anything
+    else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return []
+    what, fix = "this folder holds something already", "give the name of a new one"
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = dict(json.loads((folder / RECORD).read_bytes())["files"])
+    if not known:
+        raise UserError(what, where=folder, fix=fix)
+    there = [f.relative_to(folder) for f in folder.rglob("*") if not f.is_dir() or f.is_symlink()]
+    names = {f.as_posix() for f in there if f.parts[0] != PARTIAL} - {RECORD}
+    wrong = sorted(n for n in names | set(known) if n not in names or known.get(n) != _digest(folder / n))
+    if wrong:
+        first = wrong[0].split("/")[0] if wrong[0].startswith(".") else wrong[0]
+        what += f": a project that is not as it was made ({first}), so it is not made anew"
+        raise UserError(what, where=folder, fix=f"{fix}, or change its pipeline.yaml")
+    return [*known, RECORD]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() and not file.is_symlink() else ""
+
+
+def _record(made: Path) -> None:
+    files = {f.relative_to(made).as_posix(): _digest(f) for f in sorted(made.rglob("*")) if f.is_file()}
+    (made / RECORD).write_text(
+        json.dumps({"made_by": "runner init", "files": files}, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+def _put(made: Path, folder: Path, before: list[str]) -> None:
+    """Put a project in its place, and that of the one before it."""
+    for name in before:
+        (folder / name).unlink()
+    for old in sorted((f for f in folder.rglob("*") if f.is_dir() and made not in (f, *f.parents)), reverse=True):
+        old.rmdir()
+    for one in made.iterdir():
+        one.rename(folder / one.name)
+    made.rmdir()
+
+
+def _create(made: Path, folder: Path, olive: Path | None, model: str, data: str, prompt: str, answer: str) -> list[str]:
+    """Write the files of `folder` into `made`; what is said of them."""
     if (prompt or answer) and not data:
         raise UserError("these are columns of your own data", where="--prompt, --answer", fix="give --data FILE too")
     name = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_") or "project"
-    shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True)
-    (folder / "gitignore").rename(folder / ".gitignore")
+    shutil.copytree(TEMPLATE, made, dirs_exist_ok=True)
+    (made / "gitignore").rename(made / ".gitignore")
     small = not model and EXAMPLES.is_dir()
     words = {
-        "NAME": name, "BASE_MODEL": _model(folder, model), "DATA": _data(folder, data),
+        "NAME": name, "BASE_MODEL": _model(made, folder, model), "DATA": _data(made, data),
         "RATE_LOW": "3e-4" if small else "5e-5", "RATE": "1e-3" if small else "2e-4",
         "TOKENS": "512" if small else "4096", **EXAMPLE,
     }  # fmt: skip
     said = []
-    steps = [f"next: cd {folder} && runner plan && runner up"]
+    here = folder.resolve() == Path.cwd()
+    go = "" if here else f"cd {shlex.quote(str(folder))} && "
+    steps = [f"next: {go}runner plan && runner up"]
     if data:
         source = None if "://" in data else Path(data)
         columns = look(source, prompt, answer)
         words |= {"ROW": _template(columns), "PROMPT": _prompt(columns)}
         if not olive:
             said = _told(columns, source, folder / words["DATA"])
-            steps = [f"next: cd {folder} && runner run data && runner logs data"]
+            steps = [f"next: {go}runner run data && runner logs data"]
             steps.append("and where the rows are right: runner up")
     words |= {f"VARIANT_{k}": _from(VARIANTS, words[w]) for k, w in (("MODEL", "BASE_MODEL"), ("DATA", "DATA"))}
-    for file in [f for f in folder.rglob("*") if f.suffix in (".yaml", ".md", ".jsonl") and f.is_file()]:
-        if "model-cache" not in file.relative_to(folder).parts[:-1] or file.name == "README.md":
+    for file in [f for f in made.rglob("*") if f.suffix in (".yaml", ".md", ".jsonl") and f.is_file()]:
+        if "model-cache" not in file.relative_to(made).parts[:-1] or file.name == "README.md":
             _fill(file, words)
     if olive:
-        said += _import(folder, olive)
-    return [f"made {folder}", *said, *steps]
+        said += _import(made, folder, olive)
+    return [*said, *(as_typed(step, absolute=not here) for step in steps)]
 
 
 def _fill(file: Path, words: Mapping[str, str]) -> None:
@@ -87,29 +144,69 @@ def _fill(file: Path, words: Mapping[str, str]) -> None:
     file.write_text(pattern.sub(lambda m: words[m[1]], text), encoding="utf-8", newline="\n")
 
 
-def _model(folder: Path, model: str) -> str:
-    """What the pipeline names as its base model; the example's is copied."""
+def _model(made: Path, folder: Path, model: str) -> str:
+    """What the pipeline names as its base model: a folder or an address; the example's is copied. Raises UserError."""
+    if "://" in model:
+        return model
     if model:
-        return model if "://" in model else os.path.relpath(Path(model).resolve(), folder.resolve())
+        _check_model(Path(model))
+        return os.path.normpath(model) if os.path.isabs(model) else os.path.relpath(model, folder.resolve())
     if not EXAMPLES.is_dir():
         return HUB
-    shutil.copytree(EXAMPLES / "tiny-phi3", folder / "model-cache/tiny-phi3")
+    shutil.copytree(EXAMPLES / "tiny-phi3", made / "model-cache/tiny-phi3")
     return "model-cache/tiny-phi3"
 
 
-def _data(folder: Path, data: str) -> str:
-    """What the pipeline names as its data: a file is copied, an address stays."""
+def _check_model(model: Path) -> None:
+    """Raises UserError where there is no folder of a model."""
+    if (model / "config.json").is_file():
+        return
+    fix = "give the folder that holds a model's config.json, or an address, such as hf://owner/name"
+    if model.is_file():
+        raise UserError("this is a file, not the folder of a model", where=f"--model {model}", fix=fix)
+    if model.is_dir():
+        inner = sorted(f.parent.name for f in model.glob("*/config.json"))
+        what = "there is no config.json in this folder, so it holds no model"
+        raise UserError(what, where=f"--model {model}", fix=f"{fix}; below it: {', '.join(inner)}" if inner else fix)
+    near = nearest(model.name, [p.name for p in model.parent.glob("*") if p.is_dir()])
+    if not near and re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) and not model.parent.is_dir():
+        fix = f"of the hub: --model hf://{model}"
+    raise UserError(f"there is no such folder{near}", where=f"--model {model}", fix=fix)
+
+
+def _data(made: Path, data: str) -> str:
+    """What the pipeline names as its data: a file is copied, an address stays. Raises UserError for a file that cannot
+    be read."""
     if "://" in data:
         return data
     if not data and not EXAMPLES.is_dir():
         return "datasets/data.jsonl"
     source = Path(data) if data else EXAMPLES / "tones.jsonl"
     if not source.is_file():
-        near = nearest(source.name, os.listdir(source.parent) if source.parent.is_dir() else ())
+        near = nearest(source.name, [f.name for f in source.parent.glob("*") if f.is_file()])
         fix = "give a file of rows, such as rows.jsonl or rows.csv, or an address, such as abfs://container/rows.jsonl"
         raise UserError(f"there is no such file{near}", where=f"--data {source}", fix=fix)
-    shutil.copy(source, folder / "datasets" / source.name)
+    if data:
+        _check_data(source)
+    shutil.copy(source, made / "datasets" / source.name)
     return f"datasets/{source.name}"
+
+
+def _check_data(source: Path) -> None:
+    """Raises UserError with what the stage `data` would say of a file. Text that is not UTF-8 can be read, and how to
+    convert it is told."""
+    from runner import rows, stages
+    from runner.translated import translated
+
+    if not rows.installed():
+        return
+    try:
+        rows.fields(source)
+    except ImportError:
+        return  # Parquet, without its library
+    except UserError as error:
+        if "not UTF-8" not in error.what:
+            raise translated(error, stages.find("prepare-data", source.parent).interface, "data") from None
 
 
 def _template(columns: Columns) -> str:
@@ -158,15 +255,19 @@ def _from(file: str, address: str) -> str:
     return address if "://" in address else os.path.join("../" * file.count("/"), address)
 
 
-def _import(folder: Path, olive: Path) -> list[str]:
-    from runner.olive import import_config
+def _import(made: Path, folder: Path, olive: Path) -> list[str]:
+    from runner.olive.convert import convert
+    from runner.olive.write import pipeline_text
 
-    made = import_config(olive, folder / "pipeline.yaml", force=True)
-    shutil.copy(olive, folder / "fine-tuning" / olive.name)
-    (folder / VARIANTS).unlink()
-    text = (folder / "fine-tuning/README.md").read_text().split("[variants.yaml]")[0]
+    found = convert(olive, folder / "pipeline.yaml", None)
+    (made / "pipeline.yaml").write_text(pipeline_text(found), encoding="utf-8")
+    shutil.copy(olive, made / "fine-tuning" / olive.name)
+    (made / VARIANTS).unlink()
+    text = (made / "fine-tuning/README.md").read_text().split("[variants.yaml]")[0]
     text += f"Other pipelines on the same data and model. {olive.name} is the config that pipeline.yaml was made of.\n"
-    (folder / "fine-tuning/README.md").write_text(text.replace("Other pipelines on the same data and model. ", "", 1))
-    shutil.rmtree(folder / "model-cache/tiny-phi3", ignore_errors=True)
-    (folder / "datasets/tones.jsonl").unlink(missing_ok=True)
-    return [f"pipeline.yaml does what {olive.name} says (generation {made.generation}): {len(made.report.fates)} keys"]
+    (made / "fine-tuning/README.md").write_text(text.replace("Other pipelines on the same data and model. ", "", 1))
+    shutil.rmtree(made / "model-cache/tiny-phi3", ignore_errors=True)
+    (made / "datasets/tones.jsonl").unlink(missing_ok=True)
+    return [
+        f"pipeline.yaml does what {olive.name} says (generation {found.generation}): {len(found.report.fates)} keys"
+    ]

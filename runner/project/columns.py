@@ -80,12 +80,17 @@ def _choose(names: Sequence[str], rows: Rows, prompt: str, answer: str) -> tuple
     """Prompt and answer, where they are not given: empty where there are too few columns.
 
     The answer is a column that is called so, or the one with the fewest different texts, or, where each row has its
-    own, the last one. The prompt is a column that is called so, or the one with the longest texts.
+    own, the last one. The prompt is a column that is called so, or the one with the longest texts. Columns with empty
+    cells come behind full ones: such a row is refused.
     """
-    values = {n: [r[n] for r in rows if r.get(n)] for n in names}
+    values = {n: [r[n] for r in rows if r.get(n, "").strip()] for n in names}
+
+    def full(among: Sequence[str]) -> list[str]:
+        return [n for n in among if len(values[n]) == len(rows)] or list(among)
 
     def longest(among: Sequence[str]) -> str:
-        return _named(among, _PROMPTS) or max(among, key=lambda n: _length(values[n]), default="")
+        running = [n for n in among if not _is_class(values[n])]  # an empty cell makes no class a prompt
+        return _named(among, _PROMPTS) or max(full(running or among), key=lambda n: _length(values[n]), default="")
 
     free = [n for n in names if n not in (prompt, answer)]
     worded = [n for n in free if not rows or any(c.isalpha() for v in values[n] for c in v)]
@@ -95,10 +100,10 @@ def _choose(names: Sequence[str], rows: Rows, prompt: str, answer: str) -> tuple
     if not answer:
         main = prompt or longest(pools[0])
         classes = [[n for n in pool if n != main and _is_class(values[n])] for pool in pools]
-        few = next((c for c in classes if c), [])
+        few = full(next((c for c in classes if c), []))
         answer = _named([n for n in texts if n != main], _ANSWERS)
         answer = answer or min(reversed(few), key=lambda n: len(set(values[n])), default="")
-        answer = answer or _last([n for n in texts if n.lower() not in _PROMPTS] or texts, values)
+        answer = answer or _last(full([n for n in texts if n.lower() not in _PROMPTS and n != main] or texts), values)
     return prompt or longest([n for n in texts if n != answer]), answer
 
 

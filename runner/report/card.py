@@ -21,6 +21,7 @@ from microstages.reporting import size
 from runner.compare.columns import QUALITY, Column, number, percent, present, small, written
 from runner.lineage import Node, ancestors
 from runner.report.card_words import code, md, rows_of, usage
+from runner.units import number_of
 
 SHIPPED = ("adapter", "model", "onnx-model")
 MARK = "# Written from the records of what made this model. Remove this line to keep what you change here."
@@ -28,6 +29,10 @@ LIBRARY = {"adapter": "peft", "model": "transformers", "onnx-model": "onnxruntim
 TRAINED = ("rank", "alpha", "dropout", "rslora", "dora", "quant_type", "learning_rate", "schedule", "warmup", "epochs",
            "steps", "batch_tokens", "batch_size", "accumulation", "weight_decay", "max_grad_norm", "precision",
            "seed")  # fmt: skip
+UNITS = {"rows": ("row",), "tokens": ("token",), "trained_tokens": ("token that the loss is taken on",
+                                                                   "tokens that the loss is taken on")}  # fmt: skip
+LEFT_OUT = {"bad": "bad", "duplicate": "duplicate", "dropped_too_long": "too long", "dropped_nothing_to_train":
+            "without anything to train on", "dropped_too_short": "too short", "dropped_empty": "empty"}  # fmt: skip
 _HUB = re.compile(r"^hf://(?:models/)?([\w.-]+/[\w.-]+?)(?:@[^/]*)?/?$")
 _HUB_DATA = re.compile(r"^hf://datasets/([\w.-]+/[\w.-]+?)(?:@[^/]*)?(?:/.*)?$")
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\s*$", re.S | re.M)
@@ -70,8 +75,9 @@ class Parts:
         return Parts(node, nodes, adapter, data, base)
 
 
-def card(title: str, node: Node, measured: Sequence[Measured]) -> str:
-    """The card of a model (its lineage), with what was measured of it and of its base."""
+def card(title: str, node: Node, measured: Sequence[Measured], rows: Mapping[str, Any] | None = None) -> str:
+    """The card of a model (its lineage), with what was measured of it and of its base. `rows`: what became of the rows
+    of its data, as the data's report tells."""
     parts = Parts.of(node)
     own = [m for m in measured if m.of(node.digest, node.digest if node.kind == "adapter" else "")]
     before = [m for m in measured if parts.base and m.of(parts.base.digest)]
@@ -83,7 +89,8 @@ def card(title: str, node: Node, measured: Sequence[Measured]) -> str:
         front += "# base_model: owner/name   (the base was no model of the hub; name it here where it is one)\n"
     sections = [
         f"# {md(title)}", _introduction(parts), _results(parts, own, before), _quantization(node),
-        usage(node, parts.data, found.get("base_model", "")), _training(parts), _data(parts.data), _made_of(parts),
+        usage(node, parts.data, found.get("base_model", "")), _training(parts),
+        _data(parts.data, rows or {}), _made_of(parts),
     ]  # fmt: skip
     body = "\n\n".join(s for s in sections if s)
     return f"---\n{MARK}\n{front}---\n{body}\n"
@@ -96,7 +103,7 @@ def metadata(title: str, parts: Parts, own: Sequence[Measured]) -> dict[str, Any
     """The YAML of the card, as a value."""
     node, base = parts.node, parts.base
     kept = _front(base)
-    out: dict[str, Any] = {k: kept[k] for k in ("license", "license_name", "license_link", "language") if k in kept}
+    out: dict[str, Any] = {k: kept[k] for k in ("license", "license_name", "license_link") if k in kept}
     hub = _HUB.match(base.address) if base else None
     if hub:
         out["base_model"] = hub[1]
@@ -127,22 +134,19 @@ def _tags(parts: Parts) -> list[str]:
 
 
 def _front(base: Node | None) -> dict[str, Any]:
-    """License and language as the base model's own card tells them, where it lies on this machine."""
+    """The license as the base model's own card tells it, where it lies on this machine. Its languages are not those of
+    the data that it was tuned on."""
     folder = storage.local_path(base.address) if base else None
     if folder is None or not folder.is_dir():
         return {}
     import yaml
 
-    with suppress(OSError, yaml.YAMLError, UnicodeError):
+    with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
         with (folder / "README.md").open(encoding="utf-8") as f:
             match = _FRONT.match(f.read(LONGEST_README))
         value = yaml.safe_load(match[1]) if match else None
         if isinstance(value, dict):
-            texts: dict[str, Any] = {k: v for k, v in value.items() if isinstance(v, str) and len(v) < 500}
-            languages = value.get("language")
-            if isinstance(languages, list) and all(isinstance(x, str) for x in languages):
-                texts["language"] = languages
-            return texts
+            return {k: v for k, v in value.items() if isinstance(v, str) and len(v) < 500}
     return {}
 
 
@@ -212,8 +216,8 @@ def _results(parts: Parts, own: Sequence[Measured], before: Sequence[Measured]) 
     counted = number({"metrics": {**own[0].manifest.metadata, **own[0].manifest.metrics}}, "rows")
     asked = own[0].manifest.provenance
     same = parts.data and ((asked.get("inputs") or {}).get("dataset") or {}).get("digest") == parts.data.digest
-    words = f"{counted:,.0f} rows" if counted else "Rows"
-    words += " that were held out of the training data" if same else ""
+    words = number_of(round(counted), "row") if counted else "Rows"
+    words += f" that {'was' if counted == 1 else 'were'} held out of the training data" if same else ""
     words += "; greedy answers" if (asked.get("params") or {}).get("temperature") == 0 else ""
     words += ". The accuracy's interval is Wilson's, of 95 %." if "accuracy_low" in own[0].manifest.metrics else "."
     return f"## Results\n\n{words}\n\n" + rows_of(["", *(f["name"] for f in forms)], lines)
@@ -251,18 +255,27 @@ def _training(parts: Parts) -> str:
     return "## Training\n\n" + rows_of(["", ""], lines)
 
 
-def _data(data: Node | None) -> str:
+def _data(data: Node | None, rows: Mapping[str, Any]) -> str:
     if data is None or data.state != "made":
         return ""
     lines = [[md(k), md(_named(n))] for k, n in data.inputs.items() if k != "model"]
     for split, words in (("train", "train"), ("test", "held out")):
         counts = data.metadata.get(split)
         if isinstance(counts, Mapping):
-            known = {k: counts[k] for k in ("rows", "tokens", "trained_tokens") if isinstance(counts.get(k), int)}
-            lines.append([words, ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in known.items())])
+            known = {k: counts[k] for k in UNITS if isinstance(counts.get(k), int)}
+            lines.append([words, ", ".join(number_of(v, *UNITS[k]) for k, v in known.items())])
+    if out := _left_out(rows):
+        lines.append(["left out", out])
     template = data.metadata.get("template")
     lines += [["how rows became text", code(json.dumps(template, ensure_ascii=False))]] if template else []
     return "## Data\n\n" + rows_of(["", ""], lines)
+
+
+def _left_out(rows: Mapping[str, Any]) -> str:
+    """`3 rows: 1 bad, 2 duplicate`: bad ones and duplicates also where there are none."""
+    counts = {k: n for k in LEFT_OUT if isinstance(n := rows.get(k), int) and (n or k in ("bad", "duplicate"))}
+    words = ", ".join(f"{n:,} {LEFT_OUT[k]}" for k, n in counts.items())
+    return f"{number_of(sum(counts.values()), 'row')}: {words}" if counts else ""
 
 
 def _made_of(parts: Parts) -> str:

@@ -6,8 +6,9 @@ as it is; only who asks for one anew gets that, where the line MARK says that no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from microstages import storage
 from microstages.errors import UserError
@@ -15,10 +16,10 @@ from microstages.manifest import Manifest
 
 from runner.carry import Source
 from runner.history import History, Record
-from runner.lineage import trace
+from runner.lineage import Node, trace
 from runner.named import Finder, Named
 from runner.report import reading
-from runner.report.card import MARK, SHIPPED, Measured, card
+from runner.report.card import MARK, SHIPPED, Measured, Parts, card
 from runner.report.which import Shown
 from runner.store import Store
 
@@ -41,7 +42,7 @@ def write_beside(finder: Finder, artifact: Named, source: Source, dest: str) -> 
     title = f"{finder.known.pipeline.name}-{name}" if known and artifact.run[0] else name
     store = finder.known.store if known else None
     node = trace([(artifact.uri, source.manifest.digest)], store)[0]
-    text = card(title, node, _answers(finder, artifact) if known else [])
+    text = card(title, node, _answers(finder, artifact) if known else [], _rows(node))
     storage.replace(str(file.absolute()), text.encode("utf-8", "replace"))
     return file
 
@@ -82,6 +83,20 @@ def _answers(finder: Finder, artifact: Named) -> list[Measured]:
         history.close()
     found = reading.manifests(uris, lambda _: None)
     return [Measured(name, m) for name, m in found.items()]
+
+
+def _rows(node: Node) -> Mapping[str, Any]:
+    """What became of the rows of the data that a model was tuned on, as its report tells; nothing where none can be
+    read."""
+    data = Parts.of(node).data
+    if data is None or data.state != "made":
+        return {}
+    for manifest in reading.manifests({"data": data.address}, lambda _: None).values():
+        if manifest.digest == data.digest:
+            report = reading.json_of(data.address, manifest, "report.json", lambda _: None) or {}
+            rows = report.get("rows")
+            return rows if isinstance(rows, dict) else {}
+    return {}
 
 
 def has_model(stages: Sequence[Record]) -> bool:
@@ -126,7 +141,7 @@ def _write(
     nodes = trace([(uris[name], known[name].digest) for name in chosen], store)
     for name, node in zip(chosen, nodes, strict=True):
         places[name].parent.mkdir(parents=True, exist_ok=True)
-        text = card(f"{pipeline}-{name.replace('.', '-')}", node, measured)
+        text = card(f"{pipeline}-{name.replace('.', '-')}", node, measured, _rows(node))
         storage.replace(str(places[name].absolute()), text.encode("utf-8", "replace"))
     return list(places.values())
 

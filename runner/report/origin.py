@@ -10,6 +10,7 @@ from microstages.reporting import duration, size
 from runner.compare.html import short, text
 from runner.report.pictures import badge, made_in, took, when
 from runner.report.words import DASH, digest, flat, table, value
+from runner.units import number_of
 
 Data = Mapping[str, Any]
 
@@ -20,10 +21,9 @@ def lineage(data: Data) -> str:
     for s in data["stages"]:
         for o in s["outputs"]:
             inputs = "<br>".join(f"{text(i['name'])}: {_origin(i)} {digest(i['digest'])}" for i in s["inputs"]) or DASH
-            files = "1 file" if o["files"] == 1 else f"{o['files']} files"
             rows.append([text(o["artifact"]), text(o["kind"]), digest(o["digest"]), inputs,
                          f"{text(s['uses'])} {text(s['version'])}".strip(), digest(s["fingerprint"]),
-                         text(f"{files}, {size(o['size'])}")])  # fmt: skip
+                         text(f"{number_of(o['files'], 'file')}, {size(o['size'])}")])  # fmt: skip
     head = ("artifact", "kind", "digest", "made of", "by", "fingerprint", "size")
     return table(head, rows, "lineage")
 

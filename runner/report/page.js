@@ -15,9 +15,7 @@ const points = (xs, ys) => xs.map((x, i) => ({ x, y: ys[i] })).filter((p) => p.y
 
 // A logarithmic axis where values differ by more than fifty times; zero cannot stand on one.
 function scale(values, title) {
-  const known = values.filter((v) => v !== null && v !== undefined);
-  const low = Math.min(...known), high = Math.max(...known);
-  return axis(title, plain, low > 0 && high / low > 50 ? { type: "logarithmic" } : { beginAtZero: true });
+  return axis(title, plain, ranged(values, plain, { apart: 50 }));
 }
 
 const line = (label, values, color, more = {}) => ({

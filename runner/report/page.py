@@ -10,6 +10,7 @@ from microstages.reporting import duration
 from runner.compare.html import document, file, text
 from runner.history import History
 from runner.pipeline import Pipeline
+from runner.records import counts
 from runner.report import dataset, origin, sections
 from runner.report.collect import as_data
 from runner.report.pictures import badge, graph, timeline, when
@@ -92,13 +93,10 @@ def _which(run: Data) -> str:
 
 def _introduction(data: Data) -> str:
     run = data["run"]
-    counts: dict[str, int] = {}
-    for s in data["stages"]:
-        counts[s["status"]] = counts.get(s["status"], 0) + 1
     end = run["finished"] if run["finished"] is not None else run["now"] if run["status"] == "running" else None
     parts = [when(run["started"])]
     if end is not None:
         so_far = " so far" if run["status"] == "running" else ""
         parts.append(f"{duration(max(0.0, end - run['started']))}{so_far}")
-    parts.append(", ".join(f"{n} {status}" for status, n in counts.items()) or "no stages")
+    parts.append(counts(s["status"] for s in data["stages"]) or "no stages")
     return " · ".join([*parts, run["who"]] if run["who"] else parts)

@@ -10,6 +10,7 @@ from microstages.reporting import duration
 
 from runner.compare.html import short, text
 from runner.layout import Layout, layout
+from runner.units import number_of
 
 LETTER = 7.4  # pixels of a letter of a box, about
 PADDING, HEIGHT = 12, 58  # pixels of a box
@@ -63,7 +64,7 @@ def graph(stages: Sequence[Stage], edges: Sequence[Sequence[str]], now: float) -
     pairs = [(a, b) for a, b in edges]
     across = layout(sizes, pairs, rightwards=True, gap=18, layer_gap=40)
     down = layout(sizes, pairs, rightwards=False, gap=14, layer_gap=34)
-    words = f"The graph: {len(stages)} stages. " + " ".join(
+    words = f"The graph: {number_of(len(stages), 'stage')}. " + " ".join(
         f"{b} takes from {', '.join(a for a, other in pairs if other == b)}."
         for b in dict.fromkeys(b for _, b in pairs)
     )

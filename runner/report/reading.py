@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from array import array
@@ -18,7 +19,9 @@ from typing import Any
 from microstages import storage
 from microstages.errors import UserError
 from microstages.manifest import MANIFEST, Manifest
+from microstages.reporting import size
 
+from runner.events import event_of
 from runner.excerpt import covered
 
 FETCHED = 64 << 20  # bytes: larger files of a remote artifact are not fetched for a page
@@ -87,7 +90,7 @@ def json_of(uri: str, manifest: Manifest, name: str, note: Note) -> dict[str, An
         return None
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         note(f"{name} is no JSON object")
@@ -125,24 +128,22 @@ def _number(v: Any) -> bool:
     return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30  # false for nan too
 
 
-def told(log: str) -> list[dict[str, Any]]:
-    """The events that a stage told so far; none where its log is not here."""
+def told(log: str, note: Note | None = None) -> list[dict[str, Any]]:
+    """The last events that a stage told so far; none where its log is not here. `note` is told where some are left
+    out."""
     for file in (Path(log).with_suffix(".events"), Path(log)) if log else ():
         try:
             with file.open("rb") as f:
-                data = f.read(EVENTS)
+                first = max(0, f.seek(0, os.SEEK_END) - EVENTS)
+                f.seek(max(0, first - 1))
+                data = f.read(EVENTS + (first > 0))
         except OSError:
             continue
-        found = []
-        for line in data.split(b"\n"):
-            if line.startswith(b"{"):
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(event, dict) and isinstance(event.get("event"), str):
-                    found.append(event)
-        return found
+        if first:
+            data = data.partition(b"\n")[2]
+            if note:
+                note(f"only the last {size(EVENTS)} of what it told are read: what came before is not in its curve")
+        return [event for line in data.split(b"\n") if line.startswith(b"{") and (event := event_of(line))]
     return []
 
 

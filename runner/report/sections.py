@@ -9,9 +9,11 @@ from microstages.reporting import duration, size
 
 from runner.compare.columns import loss, percent, small
 from runner.compare.html import short, text
+from runner.plan import shown
 from runner.report.pictures import badge
 from runner.report.words import LONGEST, plot, table
 from runner.summary import count, share
+from runner.units import number_of
 
 Data = Mapping[str, Any]
 MOST_ANSWERS = 400  # of the rows on which forms disagree: so a page stays small, however many forms there are
@@ -27,7 +29,7 @@ def tiles(data: Data) -> str:
                 if isinstance(f["metrics"].get("accuracy"), (int, float))]  # fmt: skip
     if measured:
         name, last = shipped(data, measured)
-        rows = f", {compared['rows']:,} rows" if compared["rows"] is not None else ""
+        rows = f", {number_of(compared['rows'], 'row')}" if compared["rows"] is not None else ""
         frequent = {f["metrics"].get("majority_share") for f in compared["forms"]} - {None}
         rows += "".join(f"; always the most frequent answer: {share(m)}" for m in frequent if len(frequent) == 1)
         said = " · ".join(f"{short(n, 24)} {share(a)}" for n, a in measured[:6])
@@ -44,7 +46,8 @@ def tiles(data: Data) -> str:
     for t in data["training"][:2]:
         held = t["curve"]["held_out"]
         if held:
-            first = f"{loss(held[0][1])} at first; {held[-1][0]:,} steps" if len(held) > 1 else "nats a token"
+            steps = number_of(held[-1][0], "step")
+            first = f"{loss(held[0][1])} at first; {steps}" if len(held) > 1 else "nats a token"
             best_loss = t["metrics"].get("eval_loss", held[-1][1])
             found.append((f"held-out loss of {short(t['stage'], 24)}", loss(best_loss), first))
     if not found:
@@ -95,8 +98,9 @@ def evaluation(data: Data) -> str:
     forms = len(compared["forms"])
     found = compared["disagreement"]
     compared = {**compared, "disagreement": {**found, "rows": found["rows"][: max(5, MOST_ANSWERS // forms)]}}
-    rows = f" on {'' if forms == 1 else 'the same '}{compared['rows']:,} rows" if compared["rows"] is not None else ""
-    words = f"{forms} {'form' if forms == 1 else 'forms'} of a model{rows}."
+    same = "" if forms == 1 else "the same "
+    rows = f" on {same}{number_of(compared['rows'], 'row')}" if compared["rows"] is not None else ""
+    words = f"{number_of(forms, 'form')} of a model{rows}."
     notes = [f'<p class="note">{text(n)}</p>' for n in compared["notes"]]
     return "\n".join([f'<p class="soft">{words}</p>', *notes, *figures(compared, 3), *answers(compared, 3)])
 
@@ -157,7 +161,7 @@ def training(data: Data) -> str:
             words.append(f"on held-out rows {loss(c['held_out'][0][1])}, then {loss(c['held_out'][-1][1])}")
         said = "; ".join(words)
         state = "" if t["finished"] else " <span class='soft'>so far</span>"
-        facts = [("epochs", "epochs", count), ("trained_tokens", "trained tokens", count),
+        facts = [("epochs", "epochs", shown), ("trained_tokens", "trained tokens", count),
                  ("tokens_per_second", "tokens/s", count), ("training_seconds", "time", duration),
                  ("trainable_parameters", "parameters trained", count), ("peak_memory_bytes", "peak memory", size),
                  ("peak_gpu_memory_bytes", "peak GPU memory", size)]  # fmt: skip

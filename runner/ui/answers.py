@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from microstages import storage
 from microstages.errors import UserError
 
+from runner.events import number
 from runner.history import Record, RunRecord
 from runner.records import stages_of
 from runner.store import Store
 from runner.ui import artifacts
 from runner.ui.graph import graph
-from runner.ui.logs import Listener, Told, attempts, log_file, number, plain
+from runner.ui.logs import KNOWN, Listener, Point, attempts, joined, log_file, plain
 from runner.ui.reading import MissingError, Reading, Seen, reading, seen
 
 SHOWN = 400  # points of a curve in one answer
-CURVE_FILE = "training.json"  # of an adapter: what its training measured, where its events are not here
+CURVE_FILE = "training.json"  # of an adapter: what its training measured
 LONGEST = 4000  # characters of an error
+Curves = dict[str, list[Point]]
 
 
 class Answers:
@@ -33,6 +35,7 @@ class Answers:
     def __init__(self, name: str, store: Store, folder: Path) -> None:
         self.name, self.store, self.folder = name, store, folder
         self.listener = Listener()
+        self._curves: dict[str, Curves] = {}  # address of an artifact -> what it keeps
         self._was_there = False
 
     @contextmanager
@@ -51,14 +54,17 @@ class Answers:
         """A page of the runs, newest first; `before`: older than this one."""
         with self.history() as history:
             found = [r for r in history.runs() if not before or r.id < before]
-            rows = [self._row(r, stages_of(history, r)) for r in found[:last]]
+            rows = [self._row(history, r) for r in found[:last]]
         return {"pipeline": self.name, "store": storage.public(self.store.uri), "runs": rows,
                 "more": len(found) > last}  # fmt: skip
 
-    def _row(self, run: RunRecord, stages: Sequence[Record]) -> dict[str, Any]:
+    def _row(self, history: Reading, run: RunRecord) -> dict[str, Any]:
+        """`heard`: the last sign of life of a run that died."""
+        stages = stages_of(history, run)
         return {
             "id": run.id, "pipeline": run.pipeline, "status": run.status, "code": run.code, "started": run.started,
-            "finished": run.finished, "stages": [[r.stage, r.status] for r in stages],
+            "finished": run.finished, "heard": history.heard(run) if run.status == "died" else None,
+            "stages": [[r.stage, r.status] for r in stages],
             "why": next((plain(r.error)[:300] for r in stages if r.status == "failed"), ""),
         }  # fmt: skip
 
@@ -134,24 +140,35 @@ class Answers:
             raise MissingError(f"run {found.run.id} has no log of {name}")
         return log
 
-    def curves(self, found: Seen, name: str) -> dict[str, list[list[float]]]:
-        """What a stage measured while it ran: name -> points [step, value]."""
+    def curves(self, found: Seen, name: str) -> dict[str, Any]:
+        """What a stage measured while it ran, in all its attempts. `lines`: name -> points [step, value]; `resumed`:
+        steps of the checkpoints that it went on from. A training's artifact keeps its whole curves; before it is made,
+        and where there is none, the events tell."""
         self.record(found, name)
         made = found.made[name]
-        log = log_file(self.folder, made)
-        told = self.listener.told(log) if log is not None else Told()
-        curves = {k: list(points) for k, points in told.curves.items() if len(points) > 1}
-        return {k: _thinned(points) for k, points in (curves or self._kept(made)).items()}
+        told, resumed = joined([self.listener.told(log) for log in self._logs(made)])
+        lines = {k: points for k, points in {**told, **self._kept(made)}.items() if len(points) > 1}
+        last = number((made.metrics or {}).get("resumed_from_step"))
+        steps = {*resumed, *([last] if last is not None else [])}
+        return {"lines": {k: _thinned(points) for k, points in lines.items()}, "resumed": sorted(steps)}
 
-    def _kept(self, record: Record) -> dict[str, list[tuple[float, float]]]:
-        """The curves that an artifact keeps, for results whose events are not here."""
+    def _logs(self, record: Record) -> list[Path]:
+        """The logs of all attempts, of this run and those before it, to make what a record's last attempt makes."""
+        with self.history() as history:
+            found = [log for r in history.tries(record) if (log := log_file(self.folder, r)) is not None]
+        return list(dict.fromkeys(p for log in found for p in (*attempts(log), log)))
+
+    def _kept(self, record: Record) -> Curves:
+        """The curves that an artifact keeps. They are read once: an artifact does not change."""
         for output in (record.outputs or {}).values():
-            try:
-                uri = str(output.get("uri"))
-                data = artifacts.content(uri, artifacts.read_manifest(uri), CURVE_FILE, artifacts.WHOLE)
-                return _of_training(json.loads(data))
-            except (UserError, OSError, ValueError):
-                continue
+            uri = str(output.get("uri"))
+            if uri not in self._curves:
+                with suppress(UserError, OSError):
+                    self._curves[uri] = _read_curves(uri)
+                    if len(self._curves) > KNOWN:
+                        self._curves.pop(next(iter(self._curves)), None)
+            if curves := self._curves.get(uri):
+                return curves
         return {}
 
     # --- artifacts ---
@@ -194,7 +211,7 @@ def _progress(event: Mapping[str, Any] | None, left: float | None) -> dict[str, 
     }  # fmt: skip
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[list[float]]:
+def _thinned(points: Sequence[Point]) -> list[list[float]]:
     """A curve with few enough points; the last one stays."""
     every = max(1, -(-len(points) // SHOWN))
     kept = list(points[::every])
@@ -203,12 +220,24 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[list[float]]:
     return [list(p) for p in kept]
 
 
-def _of_training(value: Any) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
+def _read_curves(uri: str) -> Curves:
+    """The curves among the files of an artifact; none where it has none. Raises UserError and OSError where it cannot
+    be read now."""
+    manifest = artifacts.read_manifest(uri)
+    if not any(f.path == CURVE_FILE for f in manifest.files):
+        return {}
+    try:
+        return _of_training(json.loads(artifacts.content(uri, manifest, CURVE_FILE, artifacts.WHOLE)))
+    except ValueError:
+        return {}
+
+
+def _of_training(value: Any) -> Curves:
+    curves: Curves = {}
     for part, prefix in (("steps", ""), ("evaluations", "eval_")):
         for row in value.get(part, []) if isinstance(value, dict) else []:
             for k, v in row.items() if isinstance(row, dict) else ():
                 x, y = number(row.get("step")), number(v)
                 if k not in ("step", "epoch") and x is not None and y is not None:
                     curves.setdefault(f"{prefix}{k}", []).append((x, y))
-    return {k: points for k, points in curves.items() if len(points) > 1}
+    return curves

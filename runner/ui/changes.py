@@ -16,7 +16,8 @@ def compared(answers: Answers, before: int, after: int) -> dict[str, Any]:
         data = as_data(compare(*(of_run(history, found.run) for found in runs)))
     for stage in data["stages"]:
         both = [answers.curves(found, stage["stage"]) if found.stage(stage["stage"]) else {} for found in runs]
-        stage["curves"] = dict(zip(("before", "after"), both, strict=True)) if any(both) else {}
+        some = any(curves.get("lines") for curves in both)
+        stage["curves"] = dict(zip(("before", "after"), both, strict=True)) if some else {}
         for result in stage["results"]:
             result["better"] = next((way for part, way in BETTER if part in result["name"]), 0)
     return data

@@ -107,7 +107,7 @@ def _stage(answers: Answers, found: Seen, stage: str, attempt: str, told: _Told)
             log = answers.log(found, stage, attempt)
             name = log.name
             if name != told.log:
-                told.log, told.at = name, told.at if not told.log else 0
+                told.log, told.at = name, told.at if not told.log or told.at < 0 else 0
             ended = over or bool(attempt)
             part = piece(log, None if told.at < 0 else told.at, ended=ended)
         except (MissingError, OSError):

@@ -5,15 +5,17 @@ Only files below the history's own `logs` folder are read, whatever a record say
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from runner.events import event_of, number
 from runner.history import Record
 
 PIECE = 256 << 10  # bytes of a log in one answer
@@ -23,6 +25,7 @@ LINE = 64 << 10  # bytes: a longer line is no event
 STEP = 1 << 20  # bytes
 KNOWN = 200  # attempts whose events are remembered
 UNREAD = 64 << 20  # bytes of events that are read at once; of more only the end is
+Point = tuple[float, float]
 _NAME = re.compile(r"[^/\\\0]+\.log")
 # Escape sequences (colours, titles, cursor), as ECMA-48 has them, and control characters but tab and line ends.
 _ESCAPES = re.compile(
@@ -108,23 +111,18 @@ def _characters(data: bytes) -> int:
     return len(data)
 
 
-def number(value: object) -> float | None:
-    """A value as a number, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if value == value and abs(value) != float("inf") else None  # noqa: PLR0124
-
-
 @dataclass
 class Told:
     """What the events of one attempt have told so far. `began`: the first word of what `progress` is the last of, to
-    know its pace: work that was taken up again does not begin at 0. `curves`: name -> points (step, value)."""
+    know its pace: work that was taken up again does not begin at 0. `curves`: name -> points (step, value). `resumed`:
+    the step of the checkpoint that it went on from."""
 
     offset: int = 0
     progress: dict[str, Any] | None = None
     began: dict[str, Any] | None = None
+    resumed: float | None = None
     metric: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    curves: dict[str, list[Point]] = field(default_factory=dict)
     every: dict[str, int] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=dict)
 
@@ -142,21 +140,21 @@ class Told:
         if total is None or None in (*done, *seconds):
             return None
         made, took = done[1] - done[0], seconds[1] - seconds[0]  # type: ignore[operator]
-        return (total - done[1]) * took / made if made > 0 < took and total > done[1] else None  # type: ignore[operator]
+        left = (total - done[1]) * took / made if made > 0 < took and total > done[1] else None  # type: ignore[operator]
+        return number(left)
 
     def hear(self, line: bytes) -> None:
         if not line.startswith(b"{") or len(line) > LINE:
             return
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(event, dict):
+        event = event_of(line)
+        if event is None:
             return
         if event.get("event") == "progress":
             before, self.progress = self.progress, event
             if before is None or any(before.get(k) != event.get(k) for k in ("label", "total")):
                 self.began = event
+        elif event.get("event") == "checkpoint" and event.get("resumed") is True:
+            self.resumed = number(event.get("step"))
         elif event.get("event") == "metric":
             values = {k: v for k, v in event.items() if k not in ("event", "stage", "time")}
             self.metric.update((str(k)[:80], v) for k, v in values.items() if number(v) is not None)
@@ -175,6 +173,24 @@ class Told:
         if len(curve) > POINTS:
             curve[:] = curve[::2]
             self.every[name] = every * 2
+
+
+def joined(tries: Sequence[Told]) -> tuple[dict[str, list[Point]], list[float]]:
+    """The curves of work that several attempts did, in order, and the steps of the checkpoints that they went on from.
+    Of an attempt counts what came before the checkpoint; one that began anew has nothing before it."""
+    curves: dict[str, list[Point]] = {}
+    resumed: set[float] = set()
+    for told in reversed(tries):
+        until = min(resumed, default=math.inf)
+        for name, points in told.curves.items():
+            after = curves.get(name, [])
+            first = after[0][0] if after else math.inf
+            curves[name] = [p for p in points if p[0] <= until and p[0] < first] + after
+        if told.resumed is not None:
+            resumed.add(told.resumed)
+        elif told.curves:
+            break
+    return curves, sorted(resumed)
 
 
 class Listener:

@@ -55,6 +55,13 @@ class Reading(History):
             return self.made(record.attempt) or record
         return record
 
+    def tries(self, record: Record) -> list[Record]:
+        """The records of all runs so far that tried to make the same, the oldest first; this one is the last."""
+        if not record.fingerprint:
+            return [record]
+        where = "WHERE uses=? AND fingerprint=? AND run<? AND status != 'reused' ORDER BY run, rowid"
+        return [*self._records(where, (record.uses, record.fingerprint, record.run)), record]
+
 
 @contextmanager
 def reading(folder: Path) -> Iterator[Reading]:
@@ -70,8 +77,8 @@ def reading(folder: Path) -> Iterator[Reading]:
 
 @dataclass(frozen=True)
 class Seen:
-    """One run as it stands: its stages, and for each the record of where it was made; the run of the same pipeline that
-    came before it."""
+    """One run as it stands: its stages, and for each the record of where it was made; the run before it to compare it
+    with."""
 
     run: RunRecord
     stages: tuple[Record, ...]
@@ -93,5 +100,4 @@ def seen(history: Reading, number: int) -> Seen | None:
     if run is None:
         return None
     stages = tuple(stages_of(history, run))
-    before = next((r.id for r in runs if r.id < number and r.pipeline == run.pipeline), None)
-    return Seen(run, stages, {r.stage: history.made_by(r) for r in stages}, before)
+    return Seen(run, stages, {r.stage: history.made_by(r) for r in stages}, history.like(number))

@@ -41,18 +41,18 @@ def answer(
 ) -> Answer | None:
     """The answer to an address, None where there is none. Raises UserError."""
     match words:
-        case ["runs", number, "report"] if number.isdigit():
+        case ["runs", number, "report"] if _is_number(number):
             return _report(answers, int(number))
         case ["api", "runs"]:
             return Answer(answers.runs(min(500, _number(query, "last", 50)), _number(query, "before", 0)))
         case ["api", "live"]:
             last = min(500, _number(query, "last", 50))
             return Answer(events=lambda: live.runs(answers, last, wait))
-        case ["api", "compare", a, b] if a.isdigit() and b.isdigit():
+        case ["api", "compare", a, b] if _is_number(a) and _is_number(b):
             from runner.ui.changes import compared
 
             return Answer(compared(answers, int(a), int(b)))
-        case ["api", "runs", number, *rest] if number.isdigit() and len(number) <= 15:
+        case ["api", "runs", number, *rest] if _is_number(number):
             return _run(answers, int(number), rest, query, wait)
     return None
 
@@ -100,7 +100,11 @@ def _run(
 
 def _number(query: Mapping[str, str], name: str, default: int) -> int:
     text = query.get(name, "")
-    return int(text) if re.fullmatch(r"\d{1,15}", text) else default
+    return int(text) if _is_number(text) else default
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"\d{1,15}", text, re.ASCII))
 
 
 def _report(answers: Answers, run: int) -> Answer:

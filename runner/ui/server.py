@@ -22,7 +22,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 from html import escape
-from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
@@ -176,12 +175,10 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(403, "refused: this is asked by another site's page")
         if self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             raise RefusedError(403, "refused: this is asked by another site's page")
-        try:
-            cookies = SimpleCookie(self.headers.get("Cookie", ""))
-        except CookieError:
-            cookies = SimpleCookie()
-        morsel = cookies.get(self.server.cookie)
-        if morsel is None or not hmac.compare_digest(morsel.value.encode(), self.server.secret.encode()):
+        # other servers of this machine set cookies here as well, in whatever form
+        cookies = "; ".join(self.headers.get_all("Cookie") or [])
+        found = re.findall(rf"(?:^|;\s*){re.escape(self.server.cookie)}=([\w-]+)", cookies, re.ASCII)
+        if not any(hmac.compare_digest(value.encode(), self.server.secret.encode()) for value in found):
             raise RefusedError(403, "refused: open the address, with its token, that `runner ui` printed")
 
     def _enter(self, path: str, query: dict[str, str]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
+import secrets
+import shlex
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +214,45 @@ def test_a_model_answers_in_a_read_only_container(image: Any, examples: Path):
     done = image.run(*prompt, options=mounts, user="4242:4242")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("image", ["infer"], indirect=True)
+def test_a_model_is_served_as_documented_to_who_has_the_key(
+    image: Any, examples: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """The command of the stage's README, with a model of here and a free port of this machine."""
+    text = (ROOT / "stages/infer/README.md").read_text().replace("\\\n", " ")
+    (written,) = re.findall(r"^ +docker run (.*--serve .*)$", text, flags=re.M)
+    here = {
+        "8080:8080": "127.0.0.1::8080", "$PWD:/data:ro": f"{examples}:/data:ro", "$(id -u):$(id -g)": "4242:4242",
+        "microstages/infer": image.name, "out/onnx": "tiny-phi3",
+    }  # fmt: skip
+    words = [here.get(word, word) for word in shlex.split(written)]
+    assert set(here.values()) <= set(words)
+    key, name = secrets.token_hex(24), f"microstages-test-{secrets.token_hex(4)}"
+    monkeypatch.setenv("MICROSTAGES_API_KEY", key)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(image.docker, "run", "--name", name, *words)
+        try:
+            eventually(lambda: ended.done() or '"event": "ready"' in image.docker("logs", name).stdout)
+            assert not ended.done(), ended.result().stderr
+            address = image.docker("port", name, "8080/tcp").stdout.strip()
+            assert address.startswith("127.0.0.1:")
+            for path, given, status in (
+                ("models", "", 401), ("models", f"{key}0", 401), ("models", key, 200), ("completions", key, 200)
+            ):  # fmt: skip
+                asked = json.dumps({"prompt": "The old man", "max_tokens": 8}) if path == "completions" else None
+                connection = http.client.HTTPConnection(address, timeout=60)
+                head = {"Authorization": f"Bearer {given}"} if given else {}
+                connection.request("POST" if asked else "GET", f"/v1/{path}", asked, head)
+                answer = connection.getresponse()
+                value = json.loads(answer.read())
+                connection.close()
+                assert answer.status == status, value
+            assert value["choices"][0]["text"] and value["usage"]["completion_tokens"] == 8
+            assert image.docker("kill", "--signal", "TERM", name).returncode == 0
+            done = ended.result(60)
+        finally:
+            image.docker("rm", "--force", name)
+    assert done.returncode == 143 and "stopping: 0 requests may end" in done.stderr
+    assert key not in done.stdout + done.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,7 +209,13 @@ def test_what_is_not_secret_is_shown(text):
     [
         ("rows.jsonl", '{"a": "x", "b": "y"}\n', 'template: "{a} {bb}"', "'bb' (did you mean 'b'?)", 29),
         ("rows.csv", '"No; 1";team\n1;x\n', 'template: "{No; 1} {taem}"', "'taem' (did you mean 'team'?)", 33),
-        ("rows.tsv", "text\tteam\n", "prompt_field: txt, completion_field: team", "'txt' (did you mean 'text'?)", 28),
+        (
+            "rows.tsv",
+            "text\tteam\na\tb\n",
+            "prompt_field: txt, completion_field: team",
+            "'txt' (did you mean 'text'?)",
+            28,
+        ),
         ("rows.json", '[{"a": "x"}, {"b": "y"}]', "columns: [a, b, c]", "'c'", 30),
         ("rows.jsonl.gz", '{"a": "x", "b": "y"}\n', 'template: "{a} {b}", where: [bad=1]', "'bad'", 43),
     ],
@@ -236,20 +244,124 @@ def test_a_field_is_told_where_a_reference_takes_it_from(folder, capsys):
     ("rows", "params"),
     [
         ('{"data": [{"zz": 1}]}', 'template: "{zz}"'),  # one document: its rows lie within
-        ('{"a": "x"}\n{"b": "y"}\n', 'template: "{a} {b}"'),  # not each row has each field
-        ("PAR1\0\0", 'template: "{zz}"'),
-        ("", 'template: "{zz}"'),
+        ('{"a": "x"}\n{"b": "y"}\n', 'template: "{a}", bad_rows: skip'),
+        ('{"a": "x"}\n{"b": "y"}\n', 'template: "{a}", where: [a=x]'),  # the other row is not chosen
+        ('{"a": "x"}\n{"b": "y"}\n', 'template: "{a}", split: "train[:1]"'),
+        ('{"a": "x"}\n{"a": "y"}\n{', 'template: "{a}", max_rows: 2'),
         ('{"a": "x"}\n', 'template: "{{zz}} {a}"'),
-        ('{"a": "x"}\n', 'template: "{a", max_length: 8'),  # of this the stage says more
         ('{"a": {"b": "x"}}\n', 'template: "{a[b]:>8}", values: python'),
-        ("{broken\n", 'template: "{zz}"'),
+        ('{"messages": [{"role": "user", "content": "x"}]}\n', "seed: 1"),
     ],
 )
-def test_what_cannot_be_told_of_fields_is_left_to_the_stage(folder, capsys, rows, params):
+def test_what_is_fine_or_cannot_be_told_of_rows_is_left_to_the_stage(folder, capsys, rows, params):
     (folder / "rows.jsonl").write_text(rows)
     (folder / "pipeline.yaml").write_text(GOOD.replace('template: "{a} {b}"', params))
     code, _, err = check(capsys)
     assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("rows", "params", "where", "what"),
+    [
+        (b"\x00\x01\x02", "", "10:22", "rows.jsonl: this is binary, and not Parquet or gzip"),
+        (b"", "", "10:22", "rows.jsonl: the file is empty"),
+        (b'[{"a": "x", "b": "y"}, {"a": ', "", "10:22", "rows.jsonl:1: this is not JSON: the file ends too early"),
+        ("a,b\nGrün,x\n".encode("cp1252"), "", "10:22", "rows.jsonl:2: no row can be read; the first: this is not UTF"),
+        (b"a,b\n", "", "10:22", "rows.jsonl: there are no rows in it"),
+        (b"PAR1\0\0", "", "10:22", "rows.jsonl: this Parquet file cannot be read"),
+        (b"a,b\n" + b"x,y\n" * 120 + b"x,\n", ", completion: b", "10:22",
+         "rows.jsonl:122: the field 'b', the answer, is empty"),
+        (b"a,b\nx,y\n", ", completion: a", "11:47", "the template begins with {a}, so there is no prompt"),
+        (b"a,b\nx,y\n", ", columns: [a]", "11:24", "template and columns exclude each other"),
+    ],
+)  # fmt: skip
+def test_what_prepare_data_would_refuse_is_told_in_its_words(folder, capsys, rows, params, where, what):
+    (folder / "rows.jsonl").write_bytes(rows)
+    (folder / "pipeline.yaml").write_text(GOOD.replace('"{a} {b}"', '"{a} {b}"' + params))
+    code, _, err = check(capsys)
+    assert code == 2
+    assert err.startswith(f"pipeline.yaml:{where}: "), err
+    assert what in err.partition("\n")[0]
+
+
+def test_it_says_of_rows_what_the_stage_itself_says(folder, capsys):
+    """A file for each sentence that is written down twice."""
+    files = {
+        "empty": b"", "no-rows": b"a,b\n", "no-objects": b"[1, 2]",
+        "binary": b"\0\1", "latin": "a,b\nx,y\nGr\u00f6n,x\n".encode("cp1252"),
+        "cells": b"a,b\nx,y\nx\n", "quotes": b'{"a": "x", "b": "y"}\n{\'a\': 1}\n', "none": b'{"a": "x", "b": null}\n',
+        "cut": b'[{"a": "x", "b": "y"}, {"a": ',
+    }  # fmt: skip
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+        flags = [f"--source={name}", "--model=model", "--output=out", "--template={a} {b}"]
+        done = subprocess.run(
+            [Path(sys.executable).parent / "prepare-data", *flags], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, name
+        what, fix = done.stderr.partition(f"{name}")[2].strip().split("\n")[:2]
+        (folder / "pipeline.yaml").write_text(GOOD.replace("rows.jsonl", name))
+        code, _, err = check(capsys)
+        assert code == 2
+        assert what in err, name
+        fix = fix.strip().replace("--input-format", "input_format").replace("--bad-rows skip", "bad_rows: skip")
+        assert fix in err, name
+
+
+def test_what_follows_from_a_slip_is_not_told(folder, capsys):
+    (folder / "pipeline.yaml").write_text(GOOD.replace("{template:", "{tmeplate:"))
+    code, _, err = check(capsys)
+    assert (code, err.count("pipeline.yaml:")) == (2, 1)
+    assert "(did you mean 'template'?)" in err
+
+
+def test_a_plan_and_a_run_tell_a_column_that_is_not_there_before_anything_begins(folder, capsys):
+    (folder / "pipeline.yaml").write_text(GOOD.replace("{b}", "{bb}"))
+    for words in (("plan",), ("up",), ("run", "data")):
+        capsys.readouterr()
+        assert cli.call(list(words)) == 2
+        assert "pipeline.yaml:11:29: rows.jsonl has no field 'bb' (did you mean 'b'?)" in capsys.readouterr().err
+    assert not (folder / "store").exists() and not (folder / ".runner").exists()
+
+
+def test_a_plan_looks_only_at_what_would_run(folder, capsys):
+    (folder / "rows.jsonl").write_text("")
+    more = "  there: {uses: merge, inputs: {base_model: model, adapter: model}}\n"
+    (folder / "pipeline.yaml").write_text(GOOD + more.replace("adapter: model", "adapter: a"))
+    from microstages.artifact import Draft
+
+    with Draft(str(folder / "a"), "adapter") as draft:
+        (draft.path / "x").write_text("x")
+        draft.commit({})
+    assert cli.call(["plan", "--only", "there"]) == 0, capsys.readouterr().err
+    assert cli.call(["plan"]) == 2
+
+
+def test_one_wrong_value_that_many_inputs_take_is_told_once(folder, capsys):
+    text = GOOD.replace("{spare: 1}", "{base: modl}").replace("model: model", 'model: "${{ params.base }}"')
+    more = '  there:\n    uses: merge\n    inputs: {base_model: "${{ params.base }}", adapter: "abfs://c/a"}\n'
+    (folder / "pipeline.yaml").write_text(text + more)
+    for code, err in ((check(capsys)[::2]), (cli.call(["plan"]), capsys.readouterr().err)):
+        assert code == 2
+        assert err.count("pipeline.yaml:2:16: ") == 1
+        assert "params.base is used at pipeline.yaml:10:41 and 14:26" in err
+        assert "of stage" not in err.partition("\n")[0]
+
+
+def test_without_a_pipeline_it_says_where_one_is_or_how_one_is_made(folder, capsys, monkeypatch, tmp_path_factory):
+    (folder / "below/it").mkdir(parents=True)
+    monkeypatch.chdir(folder / "below/it")
+    assert cli.call(["up"]) == 2
+    assert f"there is one in {folder}: cd ../.., or give -p ../.." in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
+    assert cli.call(["up"]) == 2
+    assert "or make a project: runner init FOLDER" in capsys.readouterr().err
+
+
+def test_a_setting_of_a_stage_says_where_it_belongs(capsys):
+    code, _, err = check(capsys, "--set", "params.max_length=9")
+    assert code == 2
+    assert "--set stages.data.params.max_length=9; of the pipeline: spare" in err
 
 
 @pytest.mark.parametrize(("param", "what"), [("serve: true", "serve leaves no result"), ("port: 9", "port goes with")])

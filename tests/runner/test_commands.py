@@ -1,5 +1,6 @@
 """What people see: `ps`, `logs`, `graph`, the table at the end, the live view, the errors of the command line."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import time
 import pytest
 
 import runner
+from runner.history import History, Record
+from runner.records import runs_as_text
 
 
 def test_help_names_the_commands(project):
@@ -80,6 +83,41 @@ def test_ps_lists_the_runs_newest_first(chain):
     assert "1 reused" in lines[1]
     assert "3 done" in lines[3]
     assert len(chain.run("ps", "-n", 1).out.splitlines()) == 2
+
+
+def test_ps_has_the_states_in_one_order(project):
+    for name in ("a", "b", "d"):
+        project.stage(name, 'test "$fail" = 0 && echo x > "$out/x"', params={"fail": {"type": "integer", "default": 0}})
+    project.stage("c", 'echo x > "$out/x"', inputs={"x": ["dataset"]})
+    project.pipeline("""\
+        target: process
+        stages:
+          a: {uses: ./a}
+          b: {uses: ./b, params: {fail: 1}}
+          c: {uses: ./c, inputs: {x: "${{ stages.b.out }}"}}
+          d: {uses: ./d}
+        """)
+    assert project.run("run", "a").code == 0
+    assert project.run("up").code != 0
+    assert re.search(r" 1 done, 1 reused, 1 failed, 1 not run ", project.run("ps").out)
+    assert re.search(r" 1 done, 1 reused, 1 failed, 1 not run ", project.run("ps", "--all").out)
+
+
+def test_a_run_that_died_took_until_its_last_sign_of_life(tmp_path):
+    history = History(tmp_path)
+    a, b = history.start_run("demo", "x"), history.start_run("demo", "x")
+    log = tmp_path / "log"
+    log.write_text("working\n")
+    os.utime(log, (1120, 1120))
+    history.write(Record(a, "one", "one", "done", started=1000, finished=1030))
+    history.write(Record(a, "two", "two", "running", started=1030, log=str(log)))
+    gone = f"{2**22 + 5}:{history.me.partition(':')[2]}"
+    for run, started in ((a, 1000), (b, 1110)):
+        history.db.execute("UPDATE runs SET started=?, runner=? WHERE id=?", (started, gone, run))
+    newest, oldest = runs_as_text(history, 0).splitlines()[1:]
+    assert oldest.split("  ")[-1].strip() == "1 min 50 s", "the next run may have taken the stage over"
+    assert " died " in oldest and newest.endswith("–")
+    history.close()
 
 
 def test_ps_as_json_has_everything(chain):

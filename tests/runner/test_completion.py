@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import runner
 from runner import cli
 from runner.completion import SCRIPTS, answer, complete
 
@@ -85,7 +86,9 @@ CASES: list[tuple[str, list[str]]] = [
     ("up --set stages.adapter.params.dora=", ["stages.adapter.params.dora=true", "stages.adapter.params.dora=false"]),
     ("up --set stages.onnx.inputs.", ["stages.onnx.inputs.model=", "stages.onnx.inputs.prompts=",
                                       "stages.onnx.inputs.dataset="]),
-    ("up --set stages.onnx.uses=mer", ["stages.onnx.uses=merge"]),
+    ("up --set params.method=", ["params.method=train-lora", "params.method=train-qlora"]),
+    ("up --set stages.onnx.uses=", ["stages.onnx.uses=build-onnx"]),
+    ("--", ["--help", "--version"]),
     ("up --set target=clu", ["target=cluster"]),
     ("up --set targets.cluster.name", ["targets.cluster.namespace="]),
     # files are left to the shell, nothing is known of a word that is none
@@ -201,6 +204,19 @@ def test_zsh(environment):
     with subprocess.Popen([zsh, "-f", "-c", script], env=environment, stdout=subprocess.PIPE, text=True) as process:
         out, _ = process.communicate(timeout=end - time.monotonic())
     assert "params.precision=" in out.partition("found: ")[2]
+
+
+def test_a_shell_that_is_left_out_is_asked_for(capsys):
+    for command, known in (("completion", "bash, zsh, fish"), ("export", "kubernetes, azureml")):
+        assert cli.call([command]) == 2
+        assert f"is one of {known}: runner {command} {known.split(',')[0]}" in capsys.readouterr().err
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.call(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"runner {runner.__version__}\n"
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)

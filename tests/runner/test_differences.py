@@ -12,6 +12,7 @@ from terminal import Terminal
 
 from runner.differences import Made, Side, as_data, compare
 from runner.differences_text import as_text
+from runner.history import History
 
 DATA = """
 import sys
@@ -226,6 +227,68 @@ def test_quality_comes_first_and_figures_have_units():
     assert rows[2][-1] == "×30" and rows[3][1:] == ["3.0", "MB", "1.0", "MB", "−2.0", "MB", "−66.7%"]
     text = as_text(found, everything=True)
     assert re.search(r"latency_p50_s +250 ms +500 ms +\+250 ms", text) and "100/s" in text and "200 MB" in text
+
+
+def test_what_one_side_did_not_note_is_no_change():
+    """A manifest has all parameters, the history of a result that is gone only those that change it."""
+    tagged = Made("x", params={"rank": 8, "workers": None, "port": 8080, "checkpointing": False})
+    noted = Made("x", params={"rank": 4, "limit": None, "new": 1}, whole=False, counting={"rank", "limit", "new"})
+    (stage,) = compare(side(a=tagged), side(a=noted)).stages
+    assert [(c.name, c.before, c.after) for c in stage.params] == [("rank", 8, 4), ("new", None, 1)]
+    (stage,) = compare(side(a=noted), side(a=tagged)).stages
+    assert [c.name for c in stage.params] == ["rank", "new"]
+    later = Made("x", params={**tagged.params, "depth": 2})
+    (stage,) = compare(side(a=tagged), side(a=later)).stages
+    assert [(c.name, c.before, c.after) for c in stage.params] == [("depth", None, 2)]
+
+
+def test_a_tag_and_its_run_have_the_same_parameters(project):
+    free = {"type": "integer", "affects_result": False}
+    params = {"n": {"type": "integer", "default": 1}, "port": {**free, "default": 80}, "few": free}
+    project.stage("a", 'echo "$n" > "$out/x"', params=params)
+    project.pipeline("target: process\nstages:\n  a: {uses: ./a}\n")
+    project.up()
+    assert project.run("tag", "v1").code == 0
+    assert by_stage(diff(project, "v1", "1"))["a"]["params"] == []
+    project.up("--set", "stages.a.params.n=2", "--set", "stages.a.params.port=81")
+    assert named(by_stage(diff(project, "v1", "2"))["a"]["params"]) == {"n": (1, 2), "port": (80, 81)}
+    project.stage("a", "exit 2", params=params)  # of a failed stage only the history tells
+    assert project.run("up").code == 2
+    assert by_stage(diff(project, "v1", "3"))["a"]["params"] == []
+    assert "– → –" not in project.run("diff", "v1", "3", "--all").out
+
+
+def test_the_run_to_compare_with_is_one_that_is_done_and_has_the_same_stages(project):
+    """Not one of a single stage, not one that was stopped, not one of another pipeline file."""
+    params = {"n": {"type": "integer", "default": 1}}
+    for name in ("a", "b"):
+        project.stage(name, 'echo "$n" > "$out/x"', params=params)
+    project.pipeline("target: process\nstages:\n  a: {uses: ./a}\n  b: {uses: ./b}\n")
+    other = project.folder / "other.yaml"
+    other.write_text(project.file.read_text())
+
+    def set_to(n: int) -> list[str]:
+        return ["--set", f"stages.a.params.n={n}", "--set", f"stages.b.params.n={n}"]
+
+    project.up(*set_to(1))
+    assert project.run("run", "a", *set_to(2)).code == 0
+    project.up("-p", "other.yaml", *set_to(3))
+    project.stage("b", "exit 2", params=params)
+    assert project.run("up", *set_to(4)).code == 2  # a is done
+    project.stage("b", 'echo "$n" > "$out/x"', params=params)
+    done = project.run("up", *set_to(5))
+    assert "runner diff 1 5 " in done.out and "what is different from run 1" in done.out
+    found = diff(project)
+    assert (found["before"]["name"], found["after"]["name"]) == ("run 1", "run 5")
+    history = History(project.folder / ".runner", create=False)
+    assert [history.like(n) for n in (1, 2, 3, 4, 5, 9)] == [None, 1, None, 1, 1, None]
+    history.close()
+
+
+def test_a_long_parameter_is_shown_whole_on_lines_of_its_own():
+    before, after = "word " * 20 + "one", "word " * 20 + "two"
+    found = compare(side(a=Made("x", params={"t": before, "n": 1.0})), side(a=Made("x", params={"t": after, "n": 2.5})))
+    assert f"  a.t\n      {before}\n    → {after}\n  a.n  1 → 2.5" in as_text(found)
 
 
 def test_a_line_break_is_shown_as_one():

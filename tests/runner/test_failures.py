@@ -3,8 +3,13 @@
 import json
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from microstages.errors import UserError
+from microstages.interface import Interface
+
+from runner.translated import translated
 
 FAILURES = [
     ("exit 2", 2, "it ended with exit code 2"),
@@ -38,6 +43,64 @@ def test_what_a_stage_says_of_its_failure_comes_with_the_remedy(work):
     assert "bad     failed" in done.out
     assert "--rank: the rank is 0" in done.out
     assert "give 1 or more" in done.out
+
+
+def test_a_remedy_is_told_in_the_words_of_the_pipeline(work):
+    """A stage speaks of its flags; who runs a pipeline has no command line of it."""
+    folder = work.folder / "work"
+    interface = json.loads((folder / "interface.json").read_text())
+    interface["params"] |= {
+        "bad_rows": {"flag": "--bad-rows", "type": "string", "choices": ["error", "skip"], "default": "error"},
+        "template": {"flag": "--template", "type": "string", "nullable": True},
+    }
+    (folder / "interface.json").write_text(json.dumps(interface))
+    event = {"event": "error", "what": "a row is bad", "fix": "mend it, or leave such rows out: --bad-rows skip"}
+    done = work.run("up", environment={"ACT": f"echo '{json.dumps(event)}'; exit 2"})
+    option = "--set stages.bad.params.bad_rows=skip"
+    assert f"leave such rows out: bad_rows: skip below params of stage bad ({option})\n" in done.out
+    event = {"event": "error", "what": "it names no field", "where": "--template", "fix": "write {field} in it"}
+    done = work.run("up", environment={"ACT": f"echo '{json.dumps(event)}'; exit 2"})
+    assert "stages.bad.params.template: it names no field" in done.out
+    assert work.run("plan", *option.split()).code == 0, "what is said can be typed"
+
+
+INTERFACE = Interface.load(Path(__file__).parents[2] / "stages/prepare-data/interface.json")
+REMEDIES = [
+    ("give --prompt-field too", "give prompt_field too (below params of stage data)"),
+    ("leave --loss out to train on all", "leave loss out to train on all (below params of stage data)"),
+    ("give a smaller --max-length, or --strategy pack",
+     "give a smaller max_length, or strategy: pack below params of stage data"
+     " (--set stages.data.params.strategy=pack)"),
+    ("give more, or --end-token none",
+     "give more, or end_token: none below params of stage data (--set stages.data.params.end_token=none)"),
+    ("say it: --end-token '<|end|>', or --end-token none",
+     "say it: end_token: '<|end|>', or end_token: none below params of stage data"),
+    ("give --no-loss-on-pad too",
+     "give loss_on_pad: false too (below params of stage data: --set stages.data.params.loss_on_pad=false)"),
+    ("write --where language=Python",
+     "write where: [language=Python] below params of stage data (--set 'stages.data.params.where=[language=Python]')"),
+    ("give --test-source", "give test_source below inputs of stage data"),
+    ("see --help, or --columnsx", "see --help, or --columnsx"),
+    ("correct this row", "correct this row"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fix", "said"), REMEDIES, ids=[r[0] for r in REMEDIES])
+def test_flags_are_translated_by_the_interface(fix, said):
+    assert translated(UserError("it", fix=fix), INTERFACE, "data").fix == said
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("--template", "stages.data.params.template"),
+        ("--bad-rows skip", "stages.data.params.bad_rows"),
+        ("--source", "stages.data.inputs.source"),
+        ("rows.csv:3", "rows.csv:3"),
+    ],
+)
+def test_a_place_is_translated_too(where, said):
+    assert translated(UserError("it", where=where), INTERFACE, "data").where == said
 
 
 def test_a_program_that_cannot_start_is_told(work):

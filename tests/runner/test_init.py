@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
 import json
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,8 @@ R-4;The socket by the door gives sparks.;Annex;power
         ("id,question,answer,lang\n1,why?,because it is so,en\n2,who?,somebody,en\n3,when?,later on,de\n4,a?,b,de\n",
          "question", "answer"),
         ("text;queue;by\na;b;c\n", "text", "by"), ('"what, who";queue\na;b\n', "what, who", "queue"),
+        ("note,text,team,place\nlong words here and more,one two,a,\n,three four,b,x\n,five six,a,x\n,seven,b,y\n",
+         "text", "team"),  # where a cell is empty a row is refused
         ("text,1\na b,c\nd e,c\n", "text", "1"), ("text,yes no\na b,c\nd e,c\n", "text", "yes no"),
     ],
 )  # fmt: skip
@@ -134,13 +139,110 @@ def test_a_file_that_is_not_utf8_is_read_and_how_to_convert_it_is_said(project):
     assert "püddle" in gzip.decompress((project.folder / "packed/datasets/late.csv.gz").read_bytes()).decode()
 
 
-@pytest.mark.parametrize("text", ["one\na\n", "", "{a},b\nx y,z\n", "[1, 2]"])
+@pytest.mark.parametrize("text", ["one\na\n", "b,{a}\nz,x y\n"])
 def test_what_is_not_found_is_asked_for_and_nothing_of_the_example_is_written(project, text):
     (project.folder / "rows.csv").write_text(text)
     done = project.run("init", "new", "--data", "rows.csv")
     assert done.code == 0, done.err
     assert "write them into `template`" in done.out
     assert not any("phrase" in f.read_text() for f in (project.folder / "new").rglob("*.yaml"))
+
+
+def workbook() -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as packed:
+        packed.writestr("[Content_Types].xml", "<Types/>")
+        packed.writestr("xl/workbook.xml", "<workbook/>")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\0\1\2\3", "rows.csv: this is binary, and not Parquet or gzip"),
+        (b"", "rows.csv: the file is empty"),
+        (b"a,b\n", "rows.csv: there are no rows in it"),
+        (b"[1, 2]", "rows.csv:1: no row can be read; the first: this is a number, not an object"),
+        (b'[{"a": 1}, {"a"', "rows.csv:1: this is not JSON: the file ends too early"),
+        ("a,b\nx,y\n".encode("utf-16"), "rows.csv: this is UTF-16"),
+        (workbook(), "rows.csv: this is an Excel workbook\n  save it as CSV UTF-8"),
+    ],
+    ids=range(7),
+)
+def test_data_that_prepare_data_would_refuse_is_refused_in_its_words(project, data, said):
+    (project.folder / "rows.csv").write_bytes(data)
+    done = project.run("init", "new", "--data", "rows.csv")
+    assert (done.code, said in done.err) == (2, True), done.err
+    assert "--input-format" not in done.err
+    assert not (project.folder / "new").exists()
+
+
+def test_a_project_that_nobody_changed_is_made_anew(project):
+    assert fields(project, REPORTS)[:2] == ("Report", "Team")
+    wrong = project.run("init", "new", "--data", "rows.csv", "--answer", "Buildin")
+    assert wrong.code == 2 and "did you mean 'Building'?" in wrong.err
+    assert (project.folder / "new/pipeline.yaml").is_file(), "a mistake leaves what was there"
+    prompt, answer, said = fields(project, REPORTS, "--answer", "Building")
+    assert (prompt, answer) == ("Report", "Building") and "made new anew" in said
+    done = project.run("init", "new", "--data", "new/datasets/rows.csv", "--prompt", "Building", "--answer", "Team")
+    assert done.code == 0, done.err
+    assert sorted(p.name for p in (project.folder / "new").iterdir() if p.name.startswith(".")) == [
+        ".gitignore", ".init.json"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ["pipeline.yaml", "mine.txt", ".runner/history.db", "datasets/rows.csv"])
+def test_a_project_that_was_worked_on_is_not_made_anew(project, change):
+    fields(project, REPORTS)
+    file = project.folder / "new" / change
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a") as f:
+        f.write("# mine\n")
+    before = sorted(p.read_bytes() for p in (project.folder / "new").rglob("*") if p.is_file())
+    done = project.run("init", "new", "--data", "rows.csv")
+    assert done.code == 2
+    named = ".runner" if change.startswith(".") else change
+    assert f"new: this folder holds something already: a project that is not as it was made ({named})" in done.err
+    assert sorted(p.read_bytes() for p in (project.folder / "new").rglob("*") if p.is_file()) == before
+
+
+def test_a_record_that_names_files_elsewhere_is_none(project):
+    fields(project, REPORTS)
+    (project.folder / "kept").write_text("mine")
+    file = project.folder / "new/.init.json"
+    record = json.loads(file.read_text())
+    record["files"]["../kept"] = hashlib.sha256(b"mine").hexdigest()
+    for text in (json.dumps(record), "[]", '{"files": [1]}'):
+        file.write_text(text)
+        done = project.run("init", "new", "--data", "rows.csv")
+        assert done.code == 2 and "holds something already" in done.err
+    assert (project.folder / "kept").read_text() == "mine"
+
+
+def test_a_project_here_needs_no_cd(project):
+    (project.folder / "mine").mkdir()
+    project.folder = project.folder / "mine"
+    assert project.run("init", ".").out.endswith("next: runner plan && runner up\n")
+
+
+def test_a_models_folder_must_hold_one(project, examples):
+    (project.folder / "base/inner").mkdir(parents=True)
+    (project.folder / "base/inner/config.json").write_text("{}")
+    for model, said in [
+        ("base", "there is no config.json in this folder, so it holds no model"),
+        ("base", "below it: inner"),
+        ("bas", "there is no such folder (did you mean 'base'?)"),
+        ("owner/name", "of the hub: --model hf://owner/name"),
+        ("base/inner/config.json", "this is a file, not the folder of a model"),
+    ]:
+        done = project.run("init", "new", "--model", model)
+        assert done.code == 2 and said in done.err, model
+        assert not (project.folder / "new").exists()
+    assert project.run("init", "near", "--model", "base/inner").code == 0
+    assert "base_model: ../base/inner" in (project.folder / "near/pipeline.yaml").read_text()
+    assert project.run("init", "far", "--model", examples / "tiny-phi3").code == 0
+    for file in ("pipeline.yaml", "fine-tuning/variants.yaml"):
+        assert f"base_model: {examples / 'tiny-phi3'}" in (project.folder / "far" / file).read_text()
 
 
 def test_from_a_config_of_olive(project, examples):

@@ -10,7 +10,7 @@ from microstages.manifest import Manifest
 from runner.document import Place
 from runner.history import Record
 from runner.pipeline import External, Pipeline, Stage
-from runner.plan import Facts, choose, plan, stage_fingerprint
+from runner.plan import Facts, both, choose, plan, stage_fingerprint
 from runner.spec import Ref, Resources
 from runner.stages import Found
 from runner.store import Damaged, Output, Result
@@ -120,6 +120,17 @@ def test_two_changes_are_both_told():
     said = told(p, facts(p, code="new", made=made, last=last))
     assert said["a"] == "run: param rank: 8 → 1, code of work changed"
     assert said["d"] == "wait: after b and c; code of work changed"
+
+
+def test_long_values_are_short_in_a_reason_and_their_difference_is_seen():
+    long = "Which tone has this text, in one word?\n" * 3
+    assert both(f"A{long}", f"B{long}") == ("AWhich tone has this tex…", "BWhich tone has this tex…")
+    assert both(f"{long}one", f"{long}two") == ("… word?\\none", "… word?\\ntwo")
+    assert both("short", long) == ("short", "Which tone has this text…")
+    assert both(8.0, 1.0) == ("8", "1") and both(1e-4, 1234567.5) == ("0.0001", "1234567.5")
+    made, last = run_all(DIAMOND)
+    p = pipeline(stage("a", "/data", rank=long), *list(DIAMOND.stages.values())[1:])
+    assert len(told(p, facts(p, made=made, last=last))["a"]) < 60
 
 
 def test_an_input_added_and_taken_away():

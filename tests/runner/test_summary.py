@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from runner.history import Record
+from runner.otherwise import _how
 from runner.pipeline import Pipeline
 from runner.spec import Ref
 from runner.summary import Ended, notes, summary
+from runner.units import number_of
 
 
 def measured(right: int, rows: int, most: int, classes: int = 3) -> dict[str, Any]:
@@ -80,3 +83,16 @@ def test_the_commands_at_the_end_mean_the_same_results_and_stand_below_each_othe
     long = last("store=s3://bucket/a", "params.template=" + "x" * 80)
     assert long[:2] == ["  # what is different from run 1", "  runner diff 1 3 -p a.yaml --set store=s3://bucket/a"]
     assert len(long) == 6
+
+
+def test_numbers_are_told_as_they_were_written():
+    stage = SimpleNamespace(params={"epochs": 8.0, "rate": 2e-5, "template": "x" * 100, "same": 1}, upstream=())
+    known: Any = SimpleNamespace(pipeline=SimpleNamespace(stages={"adapter": stage}))
+    before = {"epochs": 1.0, "rate": 0.5, "template": "y" * 100, "same": 1}
+    said = _how(known, "adapter", Record(1, "adapter", "train", "done", params=before))
+    assert said == f" (epochs 1, not 8, rate 0.5, not 2e-05, template {'y' * 24}…, not {'x' * 24}…)"
+
+
+def test_one_is_not_several():
+    assert [number_of(n, "file") for n in (0, 1, 1200)] == ["0 files", "1 file", "1,200 files"]
+    assert (number_of(1, "address", "addresses"), number_of(2, "address", "addresses")) == ("1 address", "2 addresses")

@@ -127,6 +127,7 @@ def test_auto_takes_the_images(short):
     err = process.communicate(timeout=120)[1]
     assert process.returncode == 0, err
     assert "in containers of the Docker engine" in err
+    assert "(--target process: in this environment)" in err
     manifest = next((short.folder / ".runner/store/artifacts").glob("prepare-data/*/*/dataset/artifact.json"))
     assert "image" in json.loads(manifest.read_text())["provenance"]["software"]
 

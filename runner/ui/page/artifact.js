@@ -1,5 +1,5 @@
 // An artifact: what it is, its files, what was measured of it, what made it.
-import { digest, h, link, path, size, table } from "./dom.js";
+import { digest, h, link, many, path, size, table } from "./dom.js";
 import { get } from "./live.js";
 import { values } from "./stage.js";
 
@@ -35,7 +35,7 @@ export const artifact = async (main, number, stage, output) => {
     data.from[k] ? link(path("runs", number, "stages", data.from[k][0], "outputs", data.from[k][1]), data.from[k].join(".")) :
       "outside", h("code", { class: "uri" }, v?.uri ?? "")]);
   main.append(h("div", null,
-    h("p", { class: "soft" }, `${data.kind} · ${data.files.length} ${data.files.length === 1 ? "file" : "files"}, ${size(data.size)} · `,
+    h("p", { class: "soft" }, `${data.kind} · ${many(data.files.length, "files")}, ${size(data.size)} · `,
       digest(data.digest)),
     h("p", null, h("code", { class: "uri" }, data.uri)),
     h("h2", null, "Files"), table(["File", "Size", "sha256"], rows, { class: "cards" }), shown,

@@ -57,9 +57,9 @@ export const compare = async (main, a, b) => {
     table(["Stage", "Result", "Because of"], data.stages.map((s) => [s.stage, SAME[s.state] ?? s.state, because(s)]), { class: "cards" }));
 
   const series = data.stages.flatMap((s) => ["before", "after"].flatMap((which, i) =>
-    Object.entries(s.curves[which] ?? {}).map(([key, points]) => ({
+    Object.entries(s.curves[which]?.lines ?? {}).map(([key, points]) => ({
       name: key, label: `${words(key)}, ${s.stage}, ${names[i]}`, points, dash: /^eval/.test(key),
-      color: which === "before" ? "--stopped" : "--running" }))));
+      color: which === "before" ? "--stopped" : "--running", resumed: s.curves[which].resumed, who: names[i] }))));
   curves.hidden = !series.length;
   await drawing.update(series);
   return drawing.stop;

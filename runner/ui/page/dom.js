@@ -61,20 +61,42 @@ export const when = (seconds) => {
   const text = `${d.getFullYear()}-${two(d.getMonth() + 1)}-${two(d.getDate())} ${two(d.getHours())}:${two(d.getMinutes())}`;
   return h("time", { datetime: d.toISOString(), title: d.toString() }, text);
 };
-export const count = (n) => n.toLocaleString("en", { maximumFractionDigits: 1 });
+const fixed = (n, digits) => n.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+export const count = (n) => fixed(n, Math.abs(n) >= 10 ? 0 : 1);
+// `1 step`, `2 steps`, of the word for several.
+export const many = (n, noun) => `${n.toLocaleString("en")} ${n === 1 ? noun.replace(/ies$/, "y").replace(/([^s])s$/, "$1") : noun}`;
 
-// A measured value, by what its name says of its unit.
+// A measured value, by what its name says of its unit: those of a kind have as many digits, as in the report.
 export const value = (name, v) => {
   if (typeof v === "boolean" || v === null || v === undefined) return v === null || v === undefined ? "–" : String(v);
   if (typeof v !== "number") return typeof v === "object" ? JSON.stringify(v) : String(v);
   if (/bytes$/.test(name)) return size(v);
   if (/per_s(econd)?$/.test(name)) return count(v);
   if (/(^|_)(s|seconds)$/.test(name)) return v < 1 ? `${(v * 1000).toPrecision(3)} ms` : duration(v);
+  if (SHARE.test(name)) return fixed(v, 3);
+  if (LOSS.test(name)) return fixed(v, 4);
+  return figure(v);
+};
+const SHARE = /accuracy|exact_match|agreement|(^|_)(f1|share)(_|$)/;
+const LOSS = /loss(_before)?$/;
+// A number of which nothing is known, and those along an axis, which want as few digits as they need.
+const figure = (v) => {
   if (Number.isInteger(v)) return v.toLocaleString("en");
   if (Math.abs(v) >= 1000) return count(v);
-  return Math.abs(v) < 1e-3 ? v.toExponential(2) : String(Number(v.toPrecision(4)));
+  return Math.abs(v) < 1e-4 ? Number(v.toPrecision(3)).toExponential() : String(Number(v.toPrecision(4)));
 };
-export const words = (name) => name.replaceAll("_", " ");
+export const tick = (name, v) => (SHARE.test(name) || LOSS.test(name) ? figure(v) : value(name, v));
+// The words for a name; the unit at its end is said by the value.
+export const words = (name) => name
+  .replace(/_per_s(econd)?$/, "/s")
+  .replace(/(?:^|_)bytes$/, (_, at) => (/(memory|size)$/.test(name.slice(0, at)) ? "" : "_size"))
+  .replace(/(?:^|_)(s|seconds)$/, (_, unit, at) => (/time|latency/.test(name.slice(0, at)) ? "" : "_time"))
+  .replaceAll("_", " ").trim();
+
+// The order in which states are told, everywhere.
+const STATES = ["done", "reused", "running", "waiting", "pending", "failed", "stopped", "died", "not run"];
+const place = (status) => (STATES.includes(status) ? STATES.indexOf(status) : STATES.length);
+export const inOrder = (statuses) => [...new Set(statuses)].sort((a, b) => place(a) - place(b));
 
 // The first characters of a digest; all of it is shown by pointing at it, and copied by a click.
 export const digest = (text) => {

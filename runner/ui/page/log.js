@@ -54,7 +54,11 @@ export const logView = (address) => {
   earlier.addEventListener("click", async () => {
     const first = pieces[0];
     const separator = address().includes("?") ? "&" : "?";
-    const part = await get(`${address()}${separator}stop=${first.start}`);
+    earlier.disabled = true; // a second click would ask for the same piece
+    const part = await get(`${address()}${separator}stop=${first.start}`).finally(() => {
+      earlier.disabled = false;
+    });
+    if (pieces[0] !== first) return; // another log is shown by now
     const node = document.createTextNode(clean(part.text));
     const from = text.scrollHeight - text.scrollTop;
     first.node.before(node);

@@ -1,5 +1,5 @@
 // A run: its graph, and its stages with how they stand, why they ran, and what they measured.
-import { duration, h, link, path, put, since, state, value, when, words } from "./dom.js";
+import { duration, h, link, many, path, put, since, state, value, when, words } from "./dom.js";
 import { graph, part } from "./graph.js";
 import { listen } from "./live.js";
 
@@ -73,9 +73,8 @@ export const progress = (p) => {
   if (!p) return h("span", { class: "soft" }, "started");
   const share = part(p);
   const left = p.left === null ? "" : duration(p.left);
-  const unit = p.unit ? ` ${p.unit}` : "";
-  const figures = p.done === null ? "" : p.total ? `${Math.round(p.done).toLocaleString("en")} / ${Math.round(p.total).toLocaleString("en")}${unit}` :
-    `${Math.round(p.done).toLocaleString("en")}${unit}`;
+  const figures = p.done === null ? "" : (p.total ? `${Math.round(p.done).toLocaleString("en")} / ` : "") +
+    many(Math.round(p.total || p.done), p.unit).trim();
   return h("div", { class: "progress" },
     h("progress", { max: 1, value: share, "aria-label": p.label || "progress" }),
     h("div", { class: "soft" }, [p.label, share === null ? "" : `${Math.round(share * 100)} %`, figures, left && `${left} left`]

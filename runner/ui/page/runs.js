@@ -1,5 +1,5 @@
 // The list of the runs: when, what ran, how it ended, how long it took. Two that are chosen are compared.
-import { duration, h, kind, link, path, put, since, state, when } from "./dom.js";
+import { duration, h, inOrder, kind, link, path, put, since, state, when } from "./dom.js";
 import { go } from "./app.js";
 import { get, listen } from "./live.js";
 
@@ -55,15 +55,15 @@ export const runs = (main) => {
     put(pipeline, r.pipeline, () => r.pipeline);
     put(ended, [r.status, r.why], () => [state(r.status), r.why && h("div", { class: "soft why" }, r.why)]);
     put(stages, r.stages, () => [squares(r.stages), " ", h("span", { class: "soft" }, counts(r.stages))]);
-    put(took, [r.status, r.finished], () => (r.finished ? duration(r.finished - r.started) :
-      r.status === "running" ? since(r.started) : "–"));
+    const end = r.finished ?? r.heard;
+    put(took, [r.status, end], () => (end ? duration(end - r.started) : r.status === "running" ? since(r.started) : "–"));
     return tr;
   };
 
   const draw = () => {
     const all = [...known.values()].sort((a, b) => b.id - a.id);
     choices(pipelines, "pipeline", [...new Set(all.map((r) => r.pipeline))].sort(), "all pipelines");
-    choices(states, "status", [...new Set(all.map((r) => r.status))].sort(), "however they ended");
+    choices(states, "status", inOrder(all.map((r) => r.status)), "however they ended");
     const shown = all.filter((r) => (!wanted.pipeline || r.pipeline === wanted.pipeline) &&
       (!wanted.status || r.status === wanted.status));
     const trs = shown.map(row);
@@ -88,8 +88,7 @@ export const runs = (main) => {
 const squares = (stages) => h("span", { class: "squares", "aria-hidden": "true" },
   stages.slice(0, 60).map(([name, status]) => h("i", { class: kind(status), title: `${name}: ${status}` })));
 
-const counts = (stages) => {
-  const found = new Map();
-  for (const [, status] of stages) found.set(status, (found.get(status) ?? 0) + 1);
-  return [...found].map(([status, n]) => `${n} ${status}`).join(", ");
+export const counts = (stages) => {
+  const found = stages.map(([, status]) => status);
+  return inOrder(found).map((status) => `${found.filter((s) => s === status).length} ${status}`).join(", ");
 };

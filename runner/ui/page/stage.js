@@ -1,5 +1,5 @@
 // A stage of a run: how it stands, its curves, its log, what it read and made, with which parameters.
-import { digest, h, link, path, put, state, table, value, words } from "./dom.js";
+import { digest, h, link, many, path, put, state, table, value, words } from "./dom.js";
 import { plots } from "./charts.js";
 import { listen } from "./live.js";
 import { logView } from "./log.js";
@@ -50,9 +50,9 @@ export const stage = (main, number, name) => {
     `&log=${encodeURIComponent(log.name)}` + (attempt ? `&attempt=${encodeURIComponent(attempt)}` : ""), {
     stage: draw,
     log: log.add,
-    curves: (found) => {
-      const series = Object.entries(found).sort(([a], [b]) => /^eval/.test(a) - /^eval/.test(b))
-        .map(([key, points]) => ({ name: key, label: words(key), points }));
+    curves: ({ lines, resumed }) => {
+      const series = Object.entries(lines).sort(([a], [b]) => /^eval/.test(a) - /^eval/.test(b))
+        .map(([key, points]) => ({ name: key, label: words(key), points, resumed }));
       curves.hidden = !series.length;
       drawing.update(series);
     },
@@ -88,5 +88,5 @@ export const values = (found, asIs = false) => h("dl", { class: "values" }, Obje
 const folded = (v) => {
   const text = JSON.stringify(v, null, 1);
   return text.length < 60 ? h("code", null, JSON.stringify(v)) : h("details", null,
-    h("summary", null, Array.isArray(v) ? `${v.length} values` : `${Object.keys(v).length} entries`), h("pre", null, text));
+    h("summary", null, Array.isArray(v) ? many(v.length, "values") : many(Object.keys(v).length, "entries")), h("pre", null, text));
 };

@@ -60,6 +60,8 @@ def publish(orders: Orders, report: Reporter) -> None:
     }
     for name, what in orders["outputs"].items():
         with Draft(what["uri"], what["kind"]) as draft:
+            for top, _, _ in os.walk(what["path"]):  # of a folder that nobody may write in nothing can be moved
+                os.chmod(top, 0o755)
             for path in sorted(Path(what["path"]).iterdir()):
                 shutil.move(path, draft.path / path.name)
             manifest = draft.commit(provenance)

@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -262,6 +264,50 @@ def test_altered_predictions(project: Any, forms: list[Path]) -> None:
     (forms[0] / "predictions.jsonl").write_text("{}\n")
     done = project.run("compare", *forms)
     assert done.code == 2 and "predictions.jsonl: this file of the artifact was altered" in done.err
+
+
+def test_a_single_one_is_told_as_one(project: Any, make: Any) -> None:
+    hardware = {"machine": "x86_64", "cores": 1, "processor": "P"}
+    form = make("one", ["b"], [{"prompt": "a", "completion": "b"}], hardware=hardware)
+    assert "\n1 row; " in compared(project, [form], "-o", "page.html").out
+    assert "1 form of a model · 1 row · 1 core of P" in (project.folder / "page.html").read_text()
+
+
+NAMES = ["Rückerstattung", "Lieferung", "Produktberatung und mehr", "Kündigung"]
+
+
+def test_what_a_browser_shows_of_long_names_and_close_figures(project: Any, make: Any, browser: Browser) -> None:
+    """Matrices fit; every bar of a logarithmic axis is seen; its numbers do not touch; no accuracy is above 1."""
+    rows = [{"prompt": f"T {i}", "completion": NAMES[i % 4]} for i in range(40)]
+    said = [r["completion"] for r in rows]
+    speeds = {"slow": (1001.0, 30_000.0), "fast": (4000.0, 20_000.0)}
+    forms = [
+        make(name, ["?", *said[1:]] if name == "slow" else said, rows,
+             metrics={"decode_tokens_per_s": d, "prefill_tokens_per_s": p, "kl_mean": 0.0 if name == "slow" else 0.01})
+        for name, (d, p) in speeds.items()
+    ]  # fmt: skip
+    compared(project, forms, "-o", "page.html")
+    for width in (1400, 390):
+        with browser.open((project.folder / "page.html").as_uri(), width=width) as page:
+            page.wait("charts.length > 4")
+            assert page.errors == []
+            found = "[...document.querySelectorAll('.matrices .card')].map((c) => [c.scrollWidth, c.clientWidth])"
+            cards = page.eval(found)
+            assert len(cards) == 2 and all(needed <= there for needed, there in cards)
+            heads = "[...document.querySelectorAll('.matrix thead th')].map((h) => h.title)"
+            assert page.eval(heads)[:5] == [*sorted(NAMES), "none"]
+            chart = "charts.find((c) => c.canvas.closest('#plot-{}')).chart"
+            speed = chart.format("speed")
+            assert page.eval(f"{speed}.scales.x.type") == "logarithmic" and page.eval(f"{speed}.scales.x.min") == 100
+            assert page.eval(f"{speed}.getDatasetMeta(0).data.every((bar) => bar.width > 20)")
+            ticks = page.eval(
+                f"((s) => s.ticks.map((t) => [s.getPixelForValue(t.value), s.ctx.measureText(t.label).width]))"
+                f"({speed}.scales.x)"
+            )
+            assert len(ticks) > 2
+            assert all(b[0] - a[0] > (a[1] + b[1]) / 2 for a, b in pairwise(ticks))
+            assert page.eval(f"{chart.format('speed-quality')}.scales.y.max") == 1
+            assert page.eval(f"{chart.format('kl')}.scales.x.type") == "linear", "a small range"
 
 
 def test_the_page_is_drawn_by_a_browser(project: Any, forms: list[Path]) -> None:

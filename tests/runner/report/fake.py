@@ -32,7 +32,8 @@ def tensors(lengths):
 
 def prepare(draft):
     report = {
-        "rows": {"read": 6, "bad": 0, "train": 4, "held_out": 2}, "how": {"kind": "template", "template": words},
+        "rows": {"read": 9, "bad": 1, "duplicate": 2, "dropped_too_long": 0, "train": 4, "held_out": 2},
+        "how": {"kind": "template", "template": words},
         "train": {"rows": 4, "tokens": 19, "trained_tokens": 4, "trained_share": 0.2, "packing_efficiency": 0.9,
                   "lengths": {"min": 3, "p50": 3, "p95": 9, "max": 9}, "answers": {words: 3, "joy": 1}},
         "test": {"rows": 2, "tokens": 8, "lengths": {"min": 4, "p50": 4, "p95": 4, "max": 4}, "answers": {"joy": 2}},

@@ -1,5 +1,6 @@
 """What the pages are told."""
 
+import json
 import shutil
 import sqlite3
 from pathlib import Path
@@ -11,8 +12,24 @@ from microstages.errors import UserError
 from runner.history import History
 from runner.ui import logs
 from runner.ui.graph import edges_of, said_by
-from runner.ui.logs import PIECE, Listener, piece, plain
+from runner.ui.logs import PIECE, Listener, Told, piece, plain
 from runner.ui.reading import Reading
+
+# Ends with an error after step 5, then in its first step after going on from step 3, then before that; then goes on to
+# its end, when it is let.
+RESUMED = r"""
+n=$(ls "$TRACE".try* 2>/dev/null | wc -l)
+: > "$TRACE.try$n"
+tell() { echo "{\"event\": \"metric\", \"step\": $1, \"loss\": $2}"; }
+if [ "$n" = 2 ]; then exit 70; fi
+if [ "$n" = 0 ]; then for i in 1 2 3 4 5; do tell $i $i; done; exit 70; fi
+echo '{"event": "checkpoint", "step": 3, "total": 6, "resumed": true}'
+if [ "$n" = 1 ]; then exit 70; fi
+tell 4 14
+while [ ! -e "$TRACE.go" ]; do sleep 0.05; done
+tell 5 15; tell 6 16
+echo x > "$out/x"
+"""
 
 
 def test_runs_are_listed_newest_first(shown: Any):
@@ -74,7 +91,7 @@ def test_what_a_terminal_would_obey_is_taken_out_of_logs(shown: Any):
 
 def test_a_reused_stage_shows_what_it_said_when_it_was_made(shown: Any):
     assert shown.get("/api/runs/4/stages/trained/log") == shown.get("/api/runs/1/stages/trained/log")
-    curves = shown.get("/api/runs/4/stages/trained/curves")
+    curves = shown.get("/api/runs/4/stages/trained/curves")["lines"]
     assert curves["loss"] == [[i, float(f"{9 - i}.4")] for i in range(1, 9)] and "eval_loss" in curves
 
 
@@ -116,11 +133,61 @@ def test_every_attempt_of_a_stage_has_its_log(own: Any):
     assert told == ["a.log"]
 
 
+def test_the_curves_of_a_training_that_went_on_are_whole(own: Any, eventually: Any):
+    """Given one that was ended after step 5, and again right after it went on from step 3, then all steps are shown."""
+    own.project.stage("train", RESUMED)
+    own.project.pipeline("name: shown\nstages:\n  trained: {uses: ./train}\n")
+    assert [own.project.run("up").code for _ in range(3)] == [70, 70, 70]
+    first = {"lines": {"loss": [[i, i] for i in range(1, 6)]}, "resumed": []}
+    assert own.get("/api/runs/1/stages/trained/curves") == first
+    whole = [[1, 1], [2, 2], [3, 3], [4, 14], [5, 15], [6, 16]]
+    with own.running():
+        eventually(lambda: own.ask("/api/runs/4/stages/trained").status == 200)
+        seen = next(v for name, v in own.stream("/api/runs/4/live?stage=trained") if name == "curves" and v["resumed"])
+        assert seen["resumed"] == [3] and seen["lines"]["loss"][:3] == whole[:3]
+        own.go()
+    assert own.get("/api/runs/4/stages/trained/curves") == {"lines": {"loss": whole}, "resumed": [3]}
+    compared = own.get("/api/compare/1/4")["stages"][0]["curves"]
+    assert compared == {"before": first, "after": {"lines": {"loss": whole}, "resumed": [3]}}
+
+
+def test_tries_of_one_run_are_one_curve_and_what_began_anew_is_not_joined(own: Any):
+    own.project.stage("train", RESUMED)
+    retry = "retry: {attempts: 9, on: [70], backoff: 0s, max_backoff: 0s}"
+    own.project.pipeline(f"name: shown\nstages:\n  trained: {{uses: ./train, {retry}}}\n")
+    own.go()
+    own.project.up()
+    found = own.get("/api/runs/1/stages/trained/curves")
+    assert found["resumed"] == [3] and [x for x, _ in found["lines"]["loss"]] == [1, 2, 3, 4, 5, 6]
+    told = [Told(curves={"loss": [(1.0, 9.0), (2.0, 8.0)]}), Told(curves={"loss": [(1.0, 5.0)]}), Told()]
+    assert logs.joined(told) == ({"loss": [(1.0, 5.0)]}, [])
+
+
+def test_an_artifact_that_keeps_its_curves_tells_them(own: Any):
+    """Given a training whose first attempts were on another machine, then its artifact knows what came before."""
+    steps = [{"step": i, "epoch": 0.1, "loss": 9 - i, "learning_rate": 0.5} for i in range(1, 6)]
+    kept = json.dumps({"steps": steps, "evaluations": [{"step": 0, "loss": 6}, {"step": 5, "loss": 2}]})
+    own.project.stage("train", f"""
+        echo '{{"event": "checkpoint", "step": 3, "resumed": true}}'
+        for i in 4 5; do echo "{{\\"event\\": \\"metric\\", \\"step\\": $i, \\"loss\\": 1, \\"more\\": 2}}"; done
+        echo '{kept}' > "$out/training.json"
+    """)  # fmt: skip
+    own.project.pipeline("name: shown\nstages:\n  trained: {uses: ./train}\n")
+    own.project.up()
+    assert own.get("/api/runs/1/stages/trained/curves") == {
+        "lines": {"loss": [[i, 9 - i] for i in range(1, 6)], "learning_rate": [[i, 0.5] for i in range(1, 6)],
+                  "more": [[4, 2], [5, 2]], "eval_loss": [[0, 6], [5, 2]]},
+        "resumed": [3],
+    }  # fmt: skip
+
+
 def test_two_runs_compared(shown: Any):
     data = shown.get("/api/compare/1/2")
     trained, checked = data["stages"]
     assert trained["params"] == [{"name": "rank", "before": 4, "after": 8, "difference": 4}]
-    assert trained["curves"]["before"]["loss"][0] == [1, 8.4] and trained["curves"]["after"]["loss"][0] == [1, 8.8]
+    before, after = (trained["curves"][k] for k in ("before", "after"))
+    assert before["lines"]["loss"][0] == [1, 8.4] and after["lines"]["loss"][0] == [1, 8.8]
+    assert before["resumed"] == after["resumed"] == []
     assert checked["follows"] == ["model"] and checked["curves"] == {}
     assert [s["state"] for s in shown.get("/api/compare/1/4")["stages"]] == ["same", "same"]
 

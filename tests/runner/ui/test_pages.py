@@ -4,6 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from runner.records import STATES
+
+# A loss that goes up and down; ended after step 3, it goes on from step 2.
+RESUMED = r"""
+tell() { echo "{\"event\": \"metric\", \"step\": $1, \"loss\": $2, \"eval_loss\": 2, \"learning_rate\": 0.$1}"; }
+if [ ! -e "$TRACE.once" ]; then : > "$TRACE.once"; tell 1 1; tell 2 7; tell 3 1; exit 70; fi
+echo '{"event": "checkpoint", "step": 2, "resumed": true}'
+tell 3 1; tell 4 7
+echo x > "$out/x"
+"""
 ROWS = "document.querySelectorAll('tbody tr').length"
 CARDS = "document.querySelectorAll('svg .card').length"
 SIDEWAYS = "document.documentElement.scrollWidth > innerWidth"
@@ -65,6 +75,7 @@ def test_a_run_is_seen_as_it_goes(browser: Any, waits: Any):
             assert "running" in page.text("svg") and "working" in page.text(".progress")
             page.click("svg .card.running")
             page.wait("location.pathname === '/runs/1/stages/slow'")
+            assert page.eval("getComputedStyle(document.activeElement).outlineStyle") == "none"
             page.wait(f"({LOG}).includes('line 2 of words')")
             page.wait(f"({LOG}).includes('line 1 of words\\n')")
             before = page.eval(f"({LOG}).split('\\n').length")
@@ -88,6 +99,59 @@ def test_a_server_that_ends_is_told(browser: Any, own: Any):
         own.server.server_close()
         page.wait("document.getElementById('trouble').innerText.includes('Is runner ui still running?')")
         assert page.eval(ROWS) == 1
+
+
+def test_a_loss_is_smoothed_over_its_single_steps_and_says_where_it_went_on(browser: Any, own: Any):
+    """By the report's method: a mean over the points around, a twentieth of all wide and at least one on each side."""
+    own.project.stage("train", RESUMED)
+    own.project.pipeline("name: shown\nstages:\n  trained: {uses: ./train}\n")
+    assert [own.project.run("up").code for _ in range(2)] == [70, 0]
+    for place, name, color in (
+        ("/runs/2/stages/trained", "loss", "--soft"), ("/compare/1/2", "loss, trained, run 2", "--running"),
+    ):  # fmt: skip
+        with browser.open(own.url(place)) as page:
+            page.wait("globalThis.Chart && Object.values(Chart.instances).length === 2")
+            lines = page.eval(
+                "Object.values(Chart.instances)[0].data.datasets.map((d) => [d.label, !!d.raw, d.data.map((p) => p.y)])"
+            )
+            lines = [line for line in lines if line[0].startswith(name)]
+            assert lines == [[f"{name}, single steps", True, [1, 7, 1, 7]], [name, False, [4, 3, 5, 4]]]
+            legend = "Object.values(Chart.instances)[0].legend.legendItems.map((i) => i.text)"
+            assert name in page.eval(legend) and not any("single" in text for text in page.eval(legend))
+            assert page.eval("Object.values(Chart.instances)[1].data.datasets.every((d) => !d.raw)")
+            for chart in (0, 1):
+                marks = f"Object.values(Chart.instances)[{chart}].config.options.plugins.again.marks"
+                ink = f"getComputedStyle(document.documentElement).getPropertyValue('{color}').trim()"
+                assert page.eval(marks) == [{"step": 2, "color": page.eval(ink)}]
+            caption = page.text("figcaption")
+            assert "mean of the points around" in caption and "went on from a checkpoint at step 2" in caption
+            assert page.errors == [], place
+
+
+def test_measures_of_a_kind_are_written_alike(browser: Any, shown: Any):
+    cases = {
+        "peak_memory_bytes": (903e6, "peak memory", "903 MB"), "model_bytes": (10.1e6, "model size", "10.1 MB"),
+        "size_bytes": (5, "size", "5 B"), "decode_tokens_per_s": (1421.4, "decode tokens/s", "1,421"),
+        "prefill_tokens_per_s": (1283, "prefill tokens/s", "1,283"), "rows_per_second": (2, "rows/s", "2.0"),
+        "accuracy": (0, "accuracy", "0.000"), "top1_agreement": (1, "top1 agreement", "1.000"),
+        "ended_share": (0.5, "ended share", "0.500"), "eval_loss": (2, "eval loss", "2.0000"),
+        "train_loss_before": (1.28341, "train loss before", "1.2834"), "load_seconds": (3.1, "load time", "3.1 s"),
+        "time_to_first_token_p50_s": (0.012, "time to first token p50", "12.0 ms"), "seconds": (12, "time", "12 s"),
+        "threads": (2, "threads", "2"), "learning_rate": (0.0005, "learning rate", "0.0005"),
+        "kl_mean": (0.0000123456, "kl mean", "1.23e-5"), "steps": (1234, "steps", "1,234"),
+    }  # fmt: skip
+    with browser.open(shown.url("/")) as page:
+        js = "import('/static/dom.js').then(({words, value}) => %s.map(([k, v]) => [words(k), value(k, v)]))"
+        found = page.eval(js % json.dumps([[k, v[0]] for k, v in cases.items()]))
+        assert dict(zip(cases, found, strict=True)) == {k: [*v[1:]] for k, v in cases.items()}
+        js = "import('/static/dom.js').then(({many, inOrder, tick}) => [%s.map(([n, noun]) => many(n, noun)),"
+        js = js % json.dumps([[1, "files"], [2, "files"], [1, "entries"], [1000, "rows"]])
+        found = page.eval(f"{js} inOrder({json.dumps([*STATES[::-1], 'x', 'done'])}), tick('loss', 1.5)])")
+        assert found == [["1 file", "2 files", "1 entry", "1,000 rows"], [*STATES, "x"], "1.5"]
+        page.wait(f"{ROWS} === 4")
+        assert page.text("main select[aria-label='how it ended']").splitlines()[1:] == ["done", "failed"]
+        told = "import('/static/runs.js').then(({counts}) => counts([['a', 'failed'], ['b', 'done'], ['c', 'done']]))"
+        assert page.eval(told) == "2 done, 1 failed"
 
 
 def test_what_is_not_there_is_told_and_not_asked_for_again(browser: Any, shown: Any):
