@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -27,6 +28,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 HUB = "hf://microsoft/Phi-3-mini-4k-instruct"
 VARIANTS = "fine-tuning/variants.yaml"
 RECORD, PARTIAL = ".init.json", ".init.partial"
+CHARACTERS = 3.0  # of a text for each token that a row becomes, as far as one knows before
 EXAMPLE = {
     "ROW": r'template: "### Text: {phrase}\n### The tone is:\n{tone}"' + "\n      completion: tone",
     "PROMPT": json.dumps({"prompt": "### Text: I did not expect this at all!\n### The tone is:\n"}),
@@ -113,7 +115,7 @@ def _create(made: Path, folder: Path, olive: Path | None, model: str, data: str,
     words = {
         "NAME": name, "BASE_MODEL": _model(made, folder, model), "DATA": _data(made, data),
         "RATE_LOW": "3e-4" if small else "5e-5", "RATE": "1e-3" if small else "2e-4",
-        "TOKENS": "512" if small else "4096", **EXAMPLE,
+        **_steps(0, small), **EXAMPLE,
     }  # fmt: skip
     said = []
     here = folder.resolve() == Path.cwd()
@@ -122,7 +124,12 @@ def _create(made: Path, folder: Path, olive: Path | None, model: str, data: str,
     if data:
         source = None if "://" in data else Path(data)
         columns = look(source, prompt, answer)
-        words |= {"ROW": _template(columns), "PROMPT": _prompt(columns)}
+        chat = _chats(made, words["BASE_MODEL"], folder)
+        words |= {
+            "ROW": _template(columns, chat),
+            "PROMPT": _prompt(columns, bool(chat)),
+            **_steps(columns.characters, small),
+        }
         if not olive:
             said = _told(columns, source, folder / words["DATA"])
             steps = [f"next: {go}runner run data && runner logs data"]
@@ -209,20 +216,49 @@ def _check_data(source: Path) -> None:
             raise translated(error, stages.find("prepare-data", source.parent).interface, "data") from None
 
 
-def _template(columns: Columns) -> str:
-    """The params of prepare-data that say what a row becomes."""
+def _steps(characters: int, small: bool) -> dict[str, str]:
+    """How long to train, by the length of the data (0: it is long): few rows want small steps, and to be seen often."""
+    most, batch, steps = (40, 256, 150) if small else (10, 1024, 60)
+    each = characters / CHARACTERS / batch
+    if not characters or each > steps / 3:
+        return {"EPOCHS": "3", "TOKENS": "512" if small else "4096"}
+    return {"EPOCHS": str(min(most, math.ceil(steps / each))), "TOKENS": str(batch)}
+
+
+def _chats(made: Path, model: str, folder: Path) -> bool | None:
+    """Whether the base model has a chat template; None where that is not known."""
+    if model == HUB:
+        return True
+    if "://" in model:
+        return None
+    place = made / model if (made / model).is_dir() else folder / model
+    if (place / "chat_template.jinja").is_file():
+        return True
+    with suppress(OSError, ValueError):
+        return bool(json.loads((place / "tokenizer_config.json").read_bytes()).get("chat_template"))
+    return False
+
+
+def _template(columns: Columns, chat: bool | None) -> str:
+    """The params of prepare-data that say what a row becomes; `chat`: see `_chats`."""
     if columns.chat:
         return f"messages_field: {columns.chat}"
     prompt, answer = columns.prompt or "prompt", columns.answer or "answer"
     plain = re.fullmatch(r"[A-Za-z_][\w-]*", answer, re.ASCII) and isinstance(plain_scalar(answer), str)
     completion = answer if plain else json.dumps(answer, ensure_ascii=False)
-    return f'template: "{{{prompt}}}\\n{{{answer}}}"\n      completion: {completion}'
+    as_chat = {
+        True: "\n      as_chat: true # the prompt is what the user says, in the model's chat template",
+        None: "\n      # as_chat: true # where the model has a chat template: the prompt is what the user says in it",
+        False: "",
+    }[chat]
+    return f'template: "{{{prompt}}}\\n{{{answer}}}"\n      completion: {completion}{as_chat}'
 
 
-def _prompt(columns: Columns) -> str:
+def _prompt(columns: Columns, chat: bool) -> str:
     """A row for infer, in the form that the model is trained on."""
     text = columns.first or "Write a text of yours here."
-    said = {"messages": [{"role": "user", "content": text}]} if columns.chat else {"prompt": f"{text}\n"}
+    chat = chat or bool(columns.chat)
+    said = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": f"{text}\n"}
     return json.dumps(said, ensure_ascii=False)
 
 

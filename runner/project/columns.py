@@ -29,7 +29,7 @@ class Columns:
     """The columns of a file. `prompt` and `answer` are empty where they are not known.
 
     `chat`: the column with messages; `first`: the prompt of its first row; `bad_line`: the number of the first line
-    that is not UTF-8, or 0.
+    that is not UTF-8, or 0. `characters` of prompts and answers in all rows; 0 where there are many, or none is known.
     """
 
     names: tuple[str, ...] = ()
@@ -38,6 +38,7 @@ class Columns:
     chat: str = ""
     first: str = ""
     bad_line: int = 0
+    characters: int = 0
 
 
 def look(file: Path | None, prompt: str = "", answer: str = "") -> Columns:
@@ -65,7 +66,9 @@ def look(file: Path | None, prompt: str = "", answer: str = "") -> Columns:
     if not (prompt and answer) or prompt == answer:
         prompt = answer = ""
     first = next((r[prompt] for r in rows if r.get(prompt)), "")
-    return Columns(names, prompt, answer, first=first, bad_line=bad)
+    few = bool(prompt) and len(rows) < MOST and file is not None and file.stat().st_size < HEAD
+    characters = sum(len(r.get(n, "")) for r in rows for n in (prompt, answer)) if few else 0
+    return Columns(names, prompt, answer, first=first, bad_line=bad, characters=characters)
 
 
 def _fits(name: str) -> bool:

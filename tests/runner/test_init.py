@@ -115,7 +115,7 @@ def test_json_and_chats_are_looked_at_too(project):
     rows = [{"who": w, "said": f"{w} said a lot of things", "n": 3} for w in ("one", "two", "one", "two")]
     assert fields(project, json.dumps(rows, indent=1), name="rows.json")[:2] == ("said", "who")
     prompt = json.loads((project.folder / "new/inferences/prompts.jsonl").read_text())
-    assert prompt == {"prompt": "one said a lot of things\n"}
+    assert prompt == {"messages": [{"role": "user", "content": "one said a lot of things"}]}
     row = {"id": "a", "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes?"}]}
     (project.folder / "chats.jsonl").write_text(json.dumps(row) + "\n")
     done = project.run("init", "chat", "--data", "chats.jsonl")
@@ -278,3 +278,39 @@ def test_without_the_examples_it_names_a_model_of_the_hub(tmp_path, monkeypatch)
     module.create(tmp_path / "mine")
     text = (tmp_path / "mine/pipeline.yaml").read_text()
     assert "base_model: hf://microsoft/Phi-3-mini-4k-instruct" in text and "learning_rate: 2e-4" in text
+
+
+@pytest.mark.parametrize(("template", "said"), [
+    (None, ""), ("config", "      as_chat: true"), ("file", "      as_chat: true"), ("hub", "      # as_chat: true"),
+])  # fmt: skip
+def test_rows_are_written_as_a_chat_where_the_model_has_a_template_for_it(tmp_path, template, said):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "tokenizer_config.json").write_text('{"chat_template": "x"}' if template == "config" else "{}")
+    if template == "file":
+        (base / "chat_template.jinja").write_text("x")
+    data = tmp_path / "rows.csv"
+    data.write_text("question,answer\n" + "".join(f"How is it on day {n}?,well\n" for n in range(30)))
+    module.create(tmp_path / "p", model="hf://owner/name" if template == "hub" else str(base), data=str(data))
+    text = (tmp_path / "p/pipeline.yaml").read_text()
+    assert ("as_chat" in text) == bool(said) and said in text
+    row = json.loads((tmp_path / "p/inferences/prompts.jsonl").read_text())
+    assert ("messages" in row) == said.startswith("      as_chat")
+
+
+@pytest.mark.parametrize(("rows", "own", "said"), [
+    (90, False, "epochs: 18, batch_tokens: 256"), (20, False, "epochs: 40, batch_tokens: 256"),
+    (3000, False, "epochs: 3, batch_tokens: 512"), (90, True, "epochs: 10, batch_tokens: 1024"),
+    (3000, True, "epochs: 3, batch_tokens: 4096"),
+])  # fmt: skip
+def test_few_rows_are_trained_in_small_steps_and_often(tmp_path, rows, own, said):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    data = tmp_path / "rows.csv"
+    lines = [f"What is to be done about the parcel that was number {n:05} of last week?,wait\n" for n in range(rows)]
+    data.write_text("question,answer\n" + "".join(lines))
+    module.create(tmp_path / "p", model=str(base) if own else "", data=str(data))
+    for file in ("pipeline.yaml", "fine-tuning/variants.yaml"):
+        assert said in (tmp_path / "p" / file).read_text()
