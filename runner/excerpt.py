@@ -7,14 +7,18 @@ import unicodedata
 
 WIDTH = 110  # columns of a line that are shown
 _BREAKS = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
-# `sig=…`, `AccountKey=…`, `HF_TOKEN: …`, `password: …`, `https://user:password@…`, a token of the Hugging Face hub
+# What stands between a name and its value, both of which may be in quotes.
+_IS, _BE = r"['\"]?\s*[:=]\s*['\"]?", r"['\"]?\s*=\s*['\"]?"
+# `sig=…`, `AccountKey=…`, `HF_TOKEN: …`, `"password": "…"`, `Bearer …`, `https://user:password@…`, a token of the
+# Hugging Face hub. A value in angles is a token of text, `<|end|>`.
 _SECRETS = (
-    re.compile(r"(?i)\b(?:sig|\w*key|\w*secret|\w*token|passw(?:or)?d)=(?!\$\{\{)([^\s&;,'\"}]{4,})"),
     re.compile(
-        r"\b[A-Z][A-Z0-9_]*(?:KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)\s*[:=]\s*['\"]?([^\s,'\"}\]$]{4,})"
+        rf"(?i)\b(?:sig|\w*(?:signature|key|secret|token|passw(?:or)?d)){_BE}(?!\$\{{\{{|<)([^\s&;,'\"}}]{{4,}})"
     ),
-    re.compile(r"(?i)\b\w*(?:key|secret|token|credentials?)\s*:\s*['\"]?(?=\S*[0-9])([A-Za-z0-9+/_=.-]{12,})"),
-    re.compile(r"(?i)\bpassw(?:or)?d\s*:\s*['\"]?([^\s,'\"}\]$]{4,})"),
+    re.compile(rf"\b[A-Z][A-Z0-9_]*(?:KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?){_IS}([^\s,'\"}}\]$]{{4,}})"),
+    re.compile(rf"(?i)\b\w*(?:key|secret|token|credentials?){_IS}(?=\S*[0-9])([A-Za-z0-9+/_=.-]{{12,}})"),
+    re.compile(rf"(?i)\b\w*passw(?:or)?d{_IS}([^\s,'\"}}\]$]{{4,}})"),
+    re.compile(rf"(?i)\b(?:bearer|authorization{_IS}basic)\s+([^\s'\"]{{8,}})"),
     re.compile(r"://[^/\s:@]+:([^/\s@]+)@"),
     re.compile(r"\b(hf_[A-Za-z0-9]{8,})"),
     re.compile(r"\bvalue\s*:\s*['\"]?([^\s,'\"}\]$]+)"),

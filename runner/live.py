@@ -76,8 +76,8 @@ class Row:
                 self.points = [p for p in self.points if now - p[0] <= WINDOW and p[1] <= done]
                 self.points.append((now, done))
         elif kind == "metric":
-            told = {k: v for k, v in event.items() if isinstance(v, float) or number(v) is not None}  # nan is worth a word
-            self.metrics |= {k: float(v) for k, v in told.items() if k not in KNOWN}
+            values = {k: v for k, v in event.items() if k not in KNOWN}  # also nan: a loss that is none is worth a word
+            self.metrics |= {k: float(v) for k, v in values.items() if isinstance(v, float) or number(v) is not None}
         elif kind == "log":
             self.said = last_line(str(event.get("text") or "")) or self.said
 

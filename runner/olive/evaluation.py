@@ -39,7 +39,8 @@ class Questions:
 
 
 def questions(rows: Rows) -> Questions | None:
-    """The prompts and answers of some rows; None where they are plain text. What a template has last is the answer."""
+    """The prompts and answers of some rows; None where they are plain text. What a template has last is the answer.
+    Raises ValueError for a template that cannot be read."""
     given = rows.params.values
     data, infer = Params(), Params()
     kept: tuple[str, ...] = (
@@ -124,7 +125,14 @@ class Measuring:
 
         chain = self.chain
         why = ""
-        asked = questions(rows) if rows is not None else None
+        try:
+            asked = questions(rows) if rows is not None else None
+        except ValueError as error:
+            assert rows is not None
+            place = rows.params.places.get("template", rows.place)
+            what = f"the template of {rows.name} cannot be read: {error}"
+            chain.problems.add(place, what, "for braces in the text write {{ and }}")
+            return ""
         if form.provider not in RUNS:
             why = f"infer runs models for the CPU and for CUDA, and {form.stage} is built for {form.provider}"
         elif rows is None:

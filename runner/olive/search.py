@@ -9,6 +9,7 @@ A pass is read once for each combination. Where what is read differs in paramete
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ _OLDER = {"r": "lora_r"}
 _SAMPLERS = ("exhaustive", "sequential", "random", "tpe")
 _SAMPLING = {**dict.fromkeys(("num_samples", "max_samples", "seed"), ("whole",)),
              **dict.fromkeys(("with_replacement", "multivariate", "group"), ("flag",))}  # fmt: skip
+MOST_LEFT_OUT = 4000  # combinations of alternatives: what is left out of more of them takes too long to tell
 _ALL = "all combinations are run, side by side; what is there already is reused"
 
 Read = Callable[[Section], "Pass | None"]
@@ -84,11 +86,14 @@ def read_search(top: Section, generation: str) -> Search:
 
 def varied(search: Search, sections: Sequence[Section], read: Read) -> Pass | None:
     """The pass that stands in one section, or in several as alternatives, with its variants where it is searched."""
-    points = [(s, p) for s in sections for p in _points(search, s)]
-    if len(points) > MOST:
-        what = f"{sections[0].path} has {len(points):,} combinations of values, more than {MOST}"
-        sections[0].wrong(sections[0].node.place, what, "search fewer values")
-        points = points[:1]
+    tried = [(s, _axes(search, s)) for s in sections]
+    many = sum(math.prod(map(len, axes.values())) for _, axes in tried)
+    if many > MOST:  # they are counted before they are made: there may be more than fit into memory
+        count = f"{many:,} combinations of values, more" if many < 1e12 else "far more combinations of values"
+        sections[0].wrong(sections[0].node.place, f"{sections[0].path} has {count} than {MOST}", "search fewer values")
+    made_of = ((s, dict(zip(axes, values, strict=True))) for s, axes in tried
+               for values in itertools.product(*axes.values()))  # fmt: skip
+    points = list(itertools.islice(made_of, 1 if many > MOST else None))
     found: list[Pass] = []
     for n, (section, point) in enumerate(points):
         first = n == 0 or points[n - 1][0] is not section
@@ -102,8 +107,8 @@ def varied(search: Search, sections: Sequence[Section], read: Read) -> Pass | No
 # --- the points of a pass ---
 
 
-def _points(search: Search, section: Section) -> list[Point]:
-    """The combinations of the values of a pass that are searched: for each the values by their keys."""
+def _axes(search: Search, section: Section) -> dict[str, list[Any]]:
+    """The values of a pass that are searched, by their keys."""
     config = _config(section)
     type_ = str(section.values["type"].value).lower() if "type" in section.values else ""
     usual = SEARCHED.get(type_, {})
@@ -121,7 +126,7 @@ def _points(search: Search, section: Section) -> list[Point]:
                 axes[key] = list(usual_values)
                 shown = ", ".join(str(v).lower() for v in usual_values)
                 section.report.note(f"{config.at(key)} is not given, and with a search Olive tries {shown}: so here")
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return axes
 
 
 def _config(section: Section) -> Section:
@@ -246,6 +251,9 @@ def _joined(found: Sequence[Pass], sections: Sequence[Section]) -> Pass | None:
     if not differing:
         return replace(first, params=common)
     values = {name: list(dict.fromkeys(r[name] for r in rows)) for name in differing}
+    if math.prod(map(len, values.values())) > MOST_LEFT_OUT:
+        top.wrong(top.node.place, f"{top.path} has alternatives that differ in too many parameters", fix)
+        return first
     wanted = [tuple(r[name] for name in differing) for r in rows]
     return replace(first, params=common, variants=Variants(values, _left_out(values, wanted)))
 
@@ -262,13 +270,15 @@ def _apart(one: Pass) -> tuple[Any, ...]:
 
 def _left_out(values: Mapping[str, Sequence[Any]], wanted: Sequence[tuple[Any, ...]]) -> list[Point]:
     """The combinations that are not wanted, each told with as few keys as tell it."""
-    left = {p for p in itertools.product(*values.values()) if p not in wanted}
+    left = set(itertools.product(*values.values())).difference(wanted)
     out: list[Point] = []
     for size in range(1, len(values) + 1):
         for places in itertools.combinations(range(len(values)), size):
-            for point in itertools.product(*([*values.values()][n] for n in places)):
-                found = {p for p in left if tuple(p[n] for n in places) == point}
-                if found and not any(tuple(w[n] for n in places) == point for w in wanted):
+            kept = {tuple(w[n] for n in places) for w in wanted}
+            needless = {p for p in left if tuple(p[n] for n in places) not in kept}
+            told = {tuple(p[n] for n in places) for p in needless}
+            for point in itertools.product(*([*values.values()][n] for n in places)) if told else ():
+                if point in told:
                     out.append(dict(zip([[*values][n] for n in places], point, strict=True)))
-                    left -= found
+            left -= needless
     return out

@@ -49,7 +49,8 @@ def read_text(make: Layers, old: bool) -> Params:
         _pair(make, out)
     why = "chat_template is used" if chat else "dataset_type is pair" if paired else "text_template is used"
     if template and not chat and not paired:
-        out.put("template", template)
+        holder = make.holder("text_template")
+        out.put("template", template, holder.place("text_template") if holder else None)
         out.put("values", "python")
         make.fate("text_template", USED, "template")
     elif not chat and not paired:

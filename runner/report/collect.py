@@ -216,9 +216,12 @@ def _training(c: Collector) -> list[dict[str, Any]]:
                 found.append({"stage": m.stage, "finished": True, "curve": curve, "metrics": dict(m.manifest.metrics)})
     for s in c.shown.stages:
         if not s.outputs and s.started is not None:
-            curve = reading.curve_told(reading.told(s.log))
+            left_out: list[str] = []
+            curve = reading.curve_told(reading.told(s.log, left_out.append))
             if curve:
                 found.append({"stage": s.stage, "finished": False, "curve": curve, "metrics": {}})
+                for text in left_out:
+                    c.noting(s.stage)(text)
     return found
 
 

@@ -197,7 +197,7 @@ def _lengths(uri: str, manifest: Manifest, name: str, note: Note) -> Counter[int
             first, last = json.loads(data[8 : 8 + size])["example_lengths"]["data_offsets"]
             raw = data[8 + size + first : 8 + size + last]
         values = array("i", raw)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         note(f"the lengths in {name} cannot be read")
         return Counter()
     if sys.byteorder == "big":

@@ -228,7 +228,7 @@ def _read_curves(uri: str) -> Curves:
         return {}
     try:
         return _of_training(json.loads(artifacts.content(uri, manifest, CURVE_FILE, artifacts.WHOLE)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -122,6 +123,42 @@ def test_generation_a_tries_only_what_a_config_asks_for(make: Callable[..., Made
 ])  # fmt: skip
 def test_what_cannot_be_searched(passes: Config, strategy: Any, words: str, wrong: Callable[..., str]):
     assert words in wrong(config_of(passes=passes, search_strategy=strategy))
+
+
+def test_more_combinations_than_fit_into_memory_are_counted_and_not_made(wrong: Callable[..., str]):
+    many = {"olive_parameter_type": "SearchParameter", "support": list(range(200))}
+    passes = {"tune": {"type": "LoRA", "train_data_config": "train", **dict.fromkeys(("r", "alpha"), many)}}
+    assert "passes.tune has 40,000 combinations of values, more than 200" in wrong(config_of(passes=passes))
+    keys = ("r", "alpha", "lora_dropout", "torch_dtype", "target_modules", *(f"x{n}" for n in range(20)))
+    passes = {"tune": {"type": "LoRA", "train_data_config": "train", **dict.fromkeys(keys, many)}}
+    assert "passes.tune has far more combinations of values than 200" in wrong(config_of(passes=passes))
+
+
+def test_alternatives_that_differ_in_many_parameters_are_refused_and_not_pondered(
+    make: Callable[..., Made], wrong: Callable[..., str]
+):
+    def config(keys: int) -> Config:
+        values = {"r": 8, "alpha": 16, "lora_dropout": 1, "training_args.weight_decay": 1,
+                  "training_args.learning_rate": 1, "training_args.max_steps": 30}  # fmt: skip
+        every = []
+        for n in range(8):
+            one: Config = {"type": "LoRA", "train_data_config": "train", "training_args": {}}
+            for key, first in list(values.items())[:keys]:
+                value = (first + n) * (0.01 if key.endswith(("dropout", "rate", "decay")) else 1)
+                (one["training_args"] if "." in key else one)[key.rpartition(".")[2]] = value
+            every.append(one)
+        return config_of(passes={"tune": every}, search_strategy={"include_pass_params": False})
+
+    said = wrong(config(6))
+    assert "differ in too many parameters" in said and "keep one of them, or write a config for each" in said
+    variants = stage(make(config(3)), "train-lora").variants
+    assert [len(v) for v in variants.values.values()] == [8, 8, 8]
+    kept = [
+        p
+        for p in itertools.product(*variants.values.values())
+        if not any(e.items() <= dict(zip(variants.values, p, strict=True)).items() for e in variants.exclude)
+    ]
+    assert kept == list(zip(*variants.values.values(), strict=True))
 
 
 def test_a_search_needs_an_evaluator(wrong: Callable[..., str], make: Callable[..., Made]):
@@ -276,6 +313,12 @@ def test_rows_of_plain_text_cannot_be_asked_and_it_is_told(text: Config, make: C
     assert not {"infer", "select"} & {d.uses for d in made.stages}
     assert any("are plain text, without prompts and answers" in n for n in made.report.notes)
     assert any("none is chosen" in n for n in made.report.notes)
+
+
+def test_a_template_that_cannot_be_read_is_told_at_its_place(wrong: Callable[..., str]):
+    said = wrong(of_rows({"text_template": "a {phrase} } {tone}"}))
+    assert said.count("cannot be read: Single '}' encountered in format string") == 1
+    assert '"text_template": "a {phrase} } {tone}"' in said and "write {{ and }}" in said
 
 
 def test_what_is_built_for_another_machine_is_not_measured(make: Callable[..., Made]):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,12 @@ class Pod:
             "provenance": {"stage": "work", "fingerprint": "f"},
         }  # fmt: skip
 
-    def does(self, word: str, code: int = 0) -> list[dict[str, Any]]:
+    def does(self, word: str, code: int = 0, before: Callable[[], None] | None = None) -> list[dict[str, Any]]:
         """Run the porter; its events."""
         done = subprocess.run(
             [sys.executable, "-m", "microstages.porter", word, json.dumps(self.orders)], capture_output=True, text=True,
             check=False, env={**os.environ, "MICROSTAGES_IMAGE": "image@sha256:1"}, stdin=subprocess.DEVNULL,
+            preexec_fn=before,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
@@ -69,6 +72,25 @@ def test_what_was_written_becomes_an_artifact(pod):
     made = found.manifest.provenance
     assert (made["stage"], made["fingerprint"], made["software"]) == ("work", "f", {"image": "image@sha256:1"})
     assert made["started"] <= made["finished"] and made["hardware"]["cores"] == os.cpu_count()
+
+
+def _as_anybody() -> None:
+    """Without what root may do beside the modes of files."""
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_folders_that_nobody_may_write_in_are_moved_as_well(pod):
+    """As in a pod, where the command and the porter are not root."""
+    pod.does("fetch")
+    deep = pod.folder / "out" / "deep" / "deeper"
+    deep.mkdir(parents=True)
+    (deep / "x").write_text("made\n")
+    for path in (deep, deep.parent):
+        path.chmod(0o555)
+    pod.does("publish", before=_as_anybody)
+    assert (pod.made().path / "deep" / "deeper" / "x").read_text() == "made\n"
 
 
 def test_another_pod_brings_it_all_again(pod):

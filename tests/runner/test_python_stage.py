@@ -78,7 +78,7 @@ def test_its_errors_are_shown_as_it_said_them(tiny):
     done = tiny.run("up", "--set", "stages.a.params.rate=13")
     assert done.code == 2
     assert re_lines(done.out)[1].startswith("a  failed after ")
-    assert re_lines(done.out)[1].endswith(": --rate: 13 brings bad luck")
+    assert re_lines(done.out)[1].endswith(": stages.a.params.rate: 13 brings bad luck")
     assert re_lines(done.out)[2].strip() == "give another rate"
     assert "tiny: error: --rate: 13 brings bad luck" in tiny.run("logs", "a").out
 

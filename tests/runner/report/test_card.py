@@ -176,6 +176,20 @@ def test_a_base_of_the_hub_is_named() -> None:
     assert '"owner/small"' in card("name", adapter, [])
 
 
+@pytest.mark.parametrize(
+    "front", ["date: 2024-02-30", "a: " + "[" * 5000, "license: [", "a: \x07", "license: mit\ndate: 2024-01-30"],
+    ids=["no such day", "deep", "half", "control", "right"],
+)  # fmt: skip
+def test_a_base_whose_own_card_cannot_be_read_has_no_license(tmp_path: Path, front: str) -> None:
+    from runner.lineage import Node
+    from runner.report.card import card
+
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\nA base.\n")
+    base = Node(str(tmp_path), "sha256:b", "outside")
+    read = hub.ModelCard(card("name", Node("/x", "sha256:m", "made", "model", inputs={"base_model": base}), []))
+    assert read.data.license == ("mit" if "mit" in front else None)
+
+
 def test_what_cannot_be_told_is_no_failure_of_the_copy(fresh: Any) -> None:
     fresh.up()
     done = fresh.run("pull", "onnx", "out", environment={"PYTHONWARNINGS": "ignore"})

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from runner.pipeline import read
+from runner.records import open_history, open_store
+from runner.report import reading
+from runner.report.collect import as_data
+from runner.report.which import meant
 
 EXPECTED = {"data": "done", "adapter": "failed", "untuned": "done", "merged": "not run"}
 
@@ -64,6 +71,43 @@ def test_a_run_that_goes_on_and_one_that_was_killed(fresh: Any, eventually: Any)
     (fresh.folder / "trace.go").touch()
     fresh.up()  # takes up what went on
     assert report(fresh)["run"]["status"] == "done" and report(fresh, 1)["run"]["status"] == "died"
+
+
+def test_of_long_events_the_last_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "EVENTS", 1000)
+    file, log = tmp_path / "a.events", str(tmp_path / "a.log")
+    lines = [json.dumps({"event": "metric", "step": n, "loss": 0.5}) for n in range(100)]
+    lines += ['{"event": "metric", "x": ' + "[" * 600 + "]" * 600 + "}", '{"event": "progress", "done": 99}']
+    file.write_text("".join(f"{line}\n" for line in lines))
+    notes: list[str] = []
+    *metrics, last = reading.told(log, notes.append)
+    assert last == {"event": "progress", "done": 99} and metrics == []
+    assert len(notes) == 1 and "only the last 1.0 kB" in notes[0]
+    file.write_text("".join(f"{line}\n" for line in lines[:100]))
+    size = len(lines[50]) + 1
+    for whole in (3, 7):  # where a line begins, none is lost
+        monkeypatch.setattr(reading, "EVENTS", whole * size)
+        assert [e["step"] for e in reading.told(log)] == list(range(100 - whole, 100))
+        monkeypatch.setattr(reading, "EVENTS", whole * size - 1)
+        assert [e["step"] for e in reading.told(log)] == list(range(101 - whole, 100))
+    monkeypatch.setattr(reading, "EVENTS", 1 << 20)
+    notes.clear()
+    assert len(reading.told(log, notes.append)) == 100 and notes == []
+    file.write_text("[" * 100_000 + "\n{" + '"a":{' * 100_000 + "\n" + lines[-1] + "\n")
+    assert reading.told(log) == [last]
+
+
+def test_a_curve_that_is_cut_says_so(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh.run("up", "-q", environment={"ACT": "fail"})
+    size = (fresh.folder / ".runner/logs/1/adapter.events").stat().st_size
+    store, history = open_store(fresh.file, []), open_history(fresh.file, [])
+    found = []
+    for most in (size, size - 1):
+        monkeypatch.setattr(reading, "EVENTS", most)
+        value = as_data(read(fresh.file, commands=False), store, meant(store, history, "1"))
+        found.append([n for n in value["notes"] if "what came before is not in its curve" in n])
+    history.close()
+    assert found[0] == [] and len(found[1]) == 1 and found[1][0].startswith("adapter: ")
 
 
 def test_a_run_that_reused_everything(made: Any) -> None:
@@ -193,8 +237,6 @@ def test_where_the_page_goes(made: Any) -> None:
 
 def test_for_other_programs(made: Any) -> None:
     """What `runner ui` serves."""
-    from runner.pipeline import read
-    from runner.records import open_history, open_store
     from runner.report.page import page as page_of
 
     store, history = open_store(made.file, []), open_history(made.file, [])

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from microstages.errors import UserError
 
-from runner.history import History
+from runner.history import History, Record
+from runner.store import Store
 from runner.ui import logs
+from runner.ui.answers import Answers
 from runner.ui.graph import edges_of, said_by
 from runner.ui.logs import PIECE, Listener, Told, piece, plain
 from runner.ui.reading import Reading
@@ -131,6 +133,30 @@ def test_every_attempt_of_a_stage_has_its_log(own: Any):
     assert [t["name"] for t in texts] == stage["logs"] and all("try of" in t["text"] for t in texts)
     told = [value["name"] for name, value in own.stream("/api/runs/1/live?stage=a&attempt=a.log") if name == "log"]
     assert told == ["a.log"]
+
+
+def test_the_log_of_another_attempt_begins_near_its_end(own: Any):
+    """Given a page that shows one attempt and asks for another, then it gets the end of that, not 100 MB from 0 on."""
+    own.project.stage("long", f'yes words | head -c {2 * PIECE} >&2; [ -e "$TRACE.once" ] || '
+                              '{ touch "$TRACE.once"; exit 75; }; echo x > "$out/x"')  # fmt: skip
+    own.project.pipeline("name: shown\nstages:\n  a: {uses: ./long, retry: {attempts: 2, backoff: 0s}}\n")
+    own.project.up()
+    place = "/api/runs/1/live?stage=a&attempt=a.log"
+    for query, whole in (("&at=-1&log=a.2.log", False), (f"&at={PIECE}&log=a.log", False), ("&at=9&log=a.2.log", True)):
+        pieces = [value for name, value in own.stream(place + query) if name == "log"]
+        assert pieces[-1]["stop"] == pieces[-1]["size"] == 2 * PIECE, query
+        assert (pieces[0]["start"] == 0, len(pieces) > 1) == (whole, whole), query
+
+
+def test_a_run_that_died_took_as_long_as_it_gave_signs_of_life(tmp_path: Path):
+    history = History(tmp_path)
+    run = history.start_run("shown", "pipeline.yaml")
+    gone = f"{2**22 + 5}:{history.me.partition(':')[2]}"
+    history.db.execute("UPDATE runs SET runner=?, started=100 WHERE id=?", (gone, run))
+    history.write(Record(run, "a", "work", "done", started=110.0, finished=160.0))
+    history.close()
+    [row] = Answers("shown", Store(str(tmp_path / "store")), tmp_path).runs()["runs"]
+    assert (row["status"], row["finished"], row["heard"]) == ("died", None, 160.0)
 
 
 def test_the_curves_of_a_training_that_went_on_are_whole(own: Any, eventually: Any):

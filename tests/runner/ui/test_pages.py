@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from runner.history import History
 from runner.records import STATES
+from runner.ui.logs import PIECE
 
 # A loss that goes up and down; ended after step 3, it goes on from step 2.
 RESUMED = r"""
@@ -88,6 +90,35 @@ def test_a_run_is_seen_as_it_goes(browser: Any, waits: Any):
                 "document.querySelectorAll('svg .card.done').length === 3 && document.querySelector('h1 .state.done')"
             )
         assert page.errors == []
+
+
+def test_earlier_lines_come_once_however_often_they_are_asked_for(browser: Any, own: Any):
+    own.project.stage("long", f'seq 1 99999 | head -c {2 * PIECE} >&2; echo x > "$out/x"')
+    own.project.pipeline("name: shown\nstages:\n  a: {uses: ./long}\n")
+    own.project.up()
+    with browser.open(own.url("/runs/1/stages/a")) as page:
+        page.wait(f"({LOG}).length > 1000")
+        button = "[...document.querySelectorAll('button')].find((b) => b.innerText === 'Earlier lines')"
+        before = page.eval(f"({LOG}).length")
+        assert page.eval(
+            f"(() => {{ const b = {button}; b.click(); const off = b.disabled; b.click(); return off; }})()"
+        )
+        page.wait(f"({LOG}).length > {before} && !({button}).disabled")
+        page.eval("new Promise((done) => setTimeout(done, 300))")
+        numbers = page.eval(f"({LOG}).split('\\n').filter(Boolean).map(Number)")[:-1]
+        assert numbers == list(range(numbers[0], numbers[-1] + 1)) and page.errors == []
+
+
+def test_how_long_a_run_took_that_died(browser: Any, own: Any):
+    own.project.up("--only", "trained")
+    history = History(own.project.folder / ".runner")
+    gone = f"{2**22 + 5}:{history.me.partition(':')[2]}"
+    history.db.execute("UPDATE runs SET runner=?, started=100, finished=NULL, status='running'", (gone,))
+    history.db.execute("UPDATE stages SET started=100, finished=160")
+    history.close()
+    with browser.open(own.url("/")) as page:
+        page.wait(f"{ROWS} === 1 && !!document.querySelector('.state.died')")
+        assert page.eval("document.querySelector('td[data-head=Took]').innerText") == "60 s"
 
 
 def test_a_server_that_ends_is_told(browser: Any, own: Any):

@@ -46,6 +46,15 @@ def test_a_wrong_token_is_refused(shown: Any):
         assert reply.status == 403 and "set-cookie" not in reply.head
 
 
+@pytest.mark.parametrize(
+    "others", ['prefs={{"a": 1}}; {}', "foo[bar]=1; {}", "a=b;{}; c", "{name}=other; {}", "x{name}=1; {}; ="]
+)
+def test_cookies_of_other_servers_of_this_machine_are_in_nobodys_way(shown: Any, others: str):
+    cookie = others.format(shown.cookie, name=shown.server.cookie)
+    assert shown.ask("/api/runs", head={"Cookie": cookie}).status == 200
+    assert shown.ask("/api/runs", head={"Cookie": cookie.replace("; micro", "; xmicro")[:-4]}).status == 403
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example", "[::2]", "", None])
 def test_a_name_that_was_bound_to_this_machine_gets_nothing(shown: Any, host: str | None):
     named = host and host.format(port=shown.server.server_port)
@@ -89,7 +98,8 @@ def test_it_is_only_read(shown: Any):
     "/runs/1/stages/trained/outputs/out/../../..", "/api/runs/1/stages/..%2f..%2ftrained/log", "/favicon.ico",
     "/api/runs/99", "/api/runs/1/stages/other", "/api/runs/1/stages/trained/outputs/other", "/api/compare/1/99",
     "/api/runs/1/stages/trained/log?attempt=../../history.db", "/api/runs/1/stages/trained/log?attempt=checked.log",
-    "/api/runs/99/live", "/runs/99/report",
+    "/api/runs/99/live", "/runs/99/report", f"/runs/{'9' * 5000}/report", "/runs/%c2%b2/report",
+    "/api/compare/%c2%b2/1", f"/api/compare/1/{'1' * 5000}", "/api/runs/%d9%a1",
 ])  # fmt: skip
 def test_what_is_not_there_is_not_found(shown: Any, path: str):
     reply = shown.ask(path)
