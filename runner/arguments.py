@@ -251,8 +251,8 @@ COMMANDS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
             "words": {
                 "nargs": "*",
                 "metavar": "[A] [B]",
-                "help": f"the number of a run, {WHAT} (default: the last two runs that made something; "
-                "of one word, it and the last of them)",
+                "help": f"the number of a run, {WHAT} (default: the last run that made something, after the done run "
+                "before it that is most like it; of one word, it and the last of them)",
             },
             "--all": {"action": "store_true", "help": "also times, memory, threads and counts"},
         },

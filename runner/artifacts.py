@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from microstages.errors import EXIT_OK, EXIT_USER, UserError
 
-from runner.units import number_of
-
 if TYPE_CHECKING:
     from runner.carry import Source
     from runner.gc import Decision, Item
@@ -75,7 +73,7 @@ def _tags_as_text(found: Sequence[Tag]) -> str:
 
 def verify(args: argparse.Namespace) -> int:
     """Read every byte of results again and name what is missing or altered. Without words: all of the pipeline's."""
-    from microstages.reporting import size
+    from microstages.reporting import number_of, size
 
     from runner import verify as check
     from runner.inventory import scan
@@ -122,7 +120,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def _finding_as_text(f: Finding, width: int) -> str:
-    from microstages.reporting import size
+    from microstages.reporting import number_of, size
 
     lines = [f"{f.name:<{width}}  {f.state:<7}  {number_of(f.files, 'file')}, {size(f.size)}"]
     lines += [f"{'':<{width}}  {f.uri}/{name}: {what}" for name, what in f.wrong.items()]
@@ -151,7 +149,7 @@ def pull(args: argparse.Namespace) -> int:
 
 def _carry(args: argparse.Namespace, here: bool = False) -> int:
     from microstages import storage
-    from microstages.reporting import size
+    from microstages.reporting import number_of, size
 
     from runner import carry
     from runner.named import Finder

@@ -15,6 +15,7 @@ from typing import Any
 
 from microstages import storage
 from microstages.errors import UserError
+from microstages.reporting import number_of
 
 from runner import columns
 from runner.document import Node, PipelineError, Place, Problem, Problems
@@ -37,14 +38,11 @@ class Report:
         stages = self.pipeline.stages.values()
         outside = {v.uri for s in stages for v in s.inputs.values() if isinstance(v, External)}
         places = sorted({s.where.name for s in stages})
-        there = f"{_count(len(outside) - self.elsewhere, 'input')} there"
+        there = f"{number_of(len(outside) - self.elsewhere, 'input')} there"
         if self.elsewhere:
-            there += f", {_count(self.elsewhere, 'address', 'addresses')} not looked at"
-        return f"{self.pipeline.file}: {_count(len(stages), 'stage')} on {', '.join(places)}, {there}: nothing is wrong"
-
-
-def _count(n: int, noun: str, nouns: str = "") -> str:
-    return f"{n} {noun if n == 1 else nouns or noun + 's'}"
+            there += f", {number_of(self.elsewhere, 'address', 'addresses')} not looked at"
+        on = f"{number_of(len(stages), 'stage')} on {', '.join(places)}"
+        return f"{self.pipeline.file}: {on}, {there}: nothing is wrong"
 
 
 def check(file: Path, settings: Sequence[str] = (), target: str | None = None) -> Report:

@@ -17,12 +17,12 @@ from microstages import storage
 from microstages.artifact import content_digest
 from microstages.errors import UserError
 from microstages.manifest import MANIFEST, Manifest
+from microstages.reporting import number_of
 
 from runner import lineage, runs
 from runner.history import History, Record, RunRecord
 from runner.named import Finder
 from runner.store import Store
-from runner.units import number_of
 
 State = Literal["same", "same bytes", "changed", "only before", "only after"]
 
@@ -183,8 +183,8 @@ class Reader:
         self._finder, self._history, self._store = finder, history, store
 
     def read(self, words: Sequence[str]) -> tuple[Side, Side]:
-        """The two sides that words mean; without words the last two runs that made something, with one that and the
-        last such run. Raises UserError."""
+        """The two sides that words mean; without words the last run that made something, behind the done run before it
+        that is most like it, with one that and the last such run. Raises UserError."""
         if len(words) > 2:
             raise UserError("two things are compared", where="diff", fix="runner diff [A] [B]")
         if len(words) < 2:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from microstages.errors import UserError
-from microstages.reporting import size
+from microstages.reporting import number_of, size
 from microstages.storage import local_path, public
 
 from runner import stages
 from runner.executors import engine
 from runner.targets import ELSEWHERE, Where
-from runner.units import number_of
 
 State = Literal["ok", "note", "missing"]
 MARKS = {"ok": "ok ", "note": "-- ", "missing": "!! "}

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from microstages.errors import EXIT_OK, UserError
-from microstages.reporting import duration, size
+from microstages.reporting import duration, number_of, size
 from microstages.storage import local_path
 
 from runner.lineage import Node, Root, ancestors, as_data, find, trace
 from runner.plan import shown
-from runner.units import number_of
 
 DEEPEST = 200  # generations in a tree; JSON has them all
 SHORT = 12  # characters of a digest that people are shown

@@ -18,10 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from microstages.reporting import duration
+from microstages.reporting import duration, number_of
 
 from runner.events import number
-from runner.units import number_of
 from runner.view import PlainView, Stream, colored, last_line, one_line, value_text
 
 BAR = 20  # columns of a bar; half of it below ROOMY

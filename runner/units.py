@@ -1,4 +1,4 @@
-"""Numbers, sizes and times as a pipeline file writes them; how many there are of something."""
+"""Numbers, sizes and times as a pipeline file writes them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,6 @@ def read_seconds(text: str) -> float | None:
     """`90`, `90s`, `30min`, `1.5h`, `2d`: seconds; None for anything else."""
     m = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d)?", text)
     return float(m.group(1)) * _SECONDS[m.group(2) or ""] if m else None
-
-
-def number_of(n: int, noun: str, nouns: str = "") -> str:
-    """`1 file`, `3 files`, `1,200 addresses`."""
-    return f"{n:,} {noun if n == 1 else nouns or noun + 's'}"
 
 
 def shown(value: Any) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from microstages.reporting import size
+from microstages.reporting import number_of, size
 
 from runner.summary import count, milliseconds, share, table
-from runner.units import number_of
 
 NOTHING = "–"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from microstages.reporting import number_of
+
 from runner.compare.collect import machine
 from runner.compare.columns import AGREEMENT, COST, QUALITY, Column, number, present, written
 from runner.compare.html import document, file, short, text
-from runner.units import number_of
 
 UPRIGHT, MANY = 8, 6  # letters of a class, and classes, up to which a matrix has its heads upright, two in a row
 LONGEST = 400  # characters of a prompt or an answer that are shown

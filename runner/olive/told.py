@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microstages.reporting import number_of
+
 from runner.olive.section import CHANGED, LOST, NEEDLESS, SAME, USED, Fate
-from runner.units import number_of
 
 if TYPE_CHECKING:
     from runner.olive.convert import Made

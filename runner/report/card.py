@@ -16,12 +16,11 @@ from typing import Any
 
 from microstages import storage
 from microstages.manifest import Manifest
-from microstages.reporting import size
+from microstages.reporting import number_of, size
 
 from runner.compare.columns import QUALITY, Column, number, percent, present, small, written
 from runner.lineage import Node, ancestors
 from runner.report.card_words import code, md, rows_of, usage
-from runner.units import number_of
 
 SHIPPED = ("adapter", "model", "onnx-model")
 MARK = "# Written from the records of what made this model. Remove this line to keep what you change here."

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from microstages.reporting import duration, size
+from microstages.reporting import duration, number_of, size
 
 from runner.compare.html import short, text
 from runner.report.pictures import badge, made_in, took, when
 from runner.report.words import DASH, digest, flat, table, value
-from runner.units import number_of
 
 Data = Mapping[str, Any]
 

@@ -6,11 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from microstages.reporting import duration
+from microstages.reporting import duration, number_of
 
 from runner.compare.html import short, text
 from runner.layout import Layout, layout
-from runner.units import number_of
 
 LETTER = 7.4  # pixels of a letter of a box, about
 PADDING, HEIGHT = 12, 58  # pixels of a box

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from microstages.reporting import duration, size
+from microstages.reporting import duration, number_of, size
 
 from runner.compare.columns import loss, percent, small
 from runner.compare.html import short, text
@@ -13,7 +13,6 @@ from runner.plan import shown
 from runner.report.pictures import badge
 from runner.report.words import LONGEST, plot, table
 from runner.summary import count, share
-from runner.units import number_of
 
 Data = Mapping[str, Any]
 MOST_ANSWERS = 400  # of the rows on which forms disagree: so a page stays small, however many forms there are

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from microstages.reporting import number_of
 
 from runner.history import Record
 from runner.otherwise import _how
 from runner.pipeline import Pipeline
 from runner.spec import Ref
 from runner.summary import Ended, notes, summary
-from runner.units import number_of
 
 
 def measured(right: int, rows: int, most: int, classes: int = 3) -> dict[str, Any]:
