@@ -143,7 +143,8 @@ def pull(args: argparse.Namespace) -> int:
 
     if local_path(args.dest) is None:
         fix = f"runner push copies to other places; DEST comes last: runner pull {public(args.dest)} FOLDER"
-        raise UserError("pull brings artifacts to this machine", where=public(args.dest), fix=fix)
+        what = "pull writes to a folder of this machine, and this is an address elsewhere"
+        raise UserError(what, where=f"DEST {public(args.dest)}", fix=fix)
     return _carry(args, here=True)
 
 

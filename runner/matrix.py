@@ -161,7 +161,10 @@ class _Expansion:
         if mine:
             place, keys_at = node.value["matrix"].place, node.value["matrix"].keys
             params = filled.value.get("params") or Node({}, place, {})
-            both = {**(params.value or {}), **{k: Node(v, keys_at.get(k, place)) for k, v in mine.items()}}
+            lists = node.value["matrix"].value
+            written = {k: next((n for n in lists[k].value if n.value is v), None) for k, v in mine.items()}
+            own = {k: written[k] or Node(v, keys_at.get(k, place)) for k, v in mine.items()}
+            both = {**(params.value or {}), **own}
             for key in set(params.value or {}) & set(mine):
                 what = f"{key} of stage {name} stands in its matrix and in its params"
                 self.problems.add(params.keys.get(key, params.place), what, "remove one of them")

@@ -103,7 +103,8 @@ def resolved(spec: StageSpec, interface: Interface, problems: Problems) -> dict[
         node = spec.params[name]
         whose = f"{name} of stage {spec.name}" if node.origin else name
         key = node.origin.word.rpartition(".")[2] if node.origin else name
-        fix = f"write {key}: {sample(wanted)}" + (f" ({wanted.help})" if wanted.help else "")
+        near = guess(node.value, wanted.choices) if isinstance(node.value, str) else ""
+        fix = f"write {key}: {near or sample(wanted)}" + (f" ({wanted.help})" if wanted.help else "")
         if FAILED in _strings(node):
             continue
         try:

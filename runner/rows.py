@@ -41,8 +41,9 @@ def fields(path: Path, kind: str = "auto", delimiter: str = "auto") -> tuple[str
         if seen == LOOKED_AT:
             break
     if not seen and bad:
-        fix = "give JSON, JSON Lines, CSV or Parquet; see --input-format"
-        raise UserError(f"no row can be read; the first: {bad[1]}", where=f"{path}:{bad[0]}", fix=fix)
+        from microstages_prepare_data.sources import way_out
+
+        raise UserError(f"no row can be read; the first: {bad[1]}", where=f"{path}:{bad[0]}", fix=way_out(bad[1]))
     if not seen:
         raise UserError("there are no rows in it", where=path, fix="give a file with rows in it")
     return tuple(names)

@@ -118,9 +118,15 @@ def _limits(name: str, node: Node | None, problems: Problems) -> dict[str, tuple
         return out
     for metric, limit in node.value.items():
         good = isinstance(limit.value, dict) and limit.value and set(limit.value) <= set(LIMITS)
-        numbers = limit.plain().values() if good else ()
-        if not good or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers):
-            problems.add(limit.place, f"the limit of {metric} in stage {name} must be `min` and `max` numbers", fix)
+        if not good:
+            problems.add(
+                limit.place, f"the limit of {metric} in stage {name} must be a mapping of min, max or both", fix
+            )
+            continue
+        wrong = {k: v for k, v in limit.value.items() if type(v.value) not in (int, float)}
+        for key, v in wrong.items():
+            problems.add(v.place, f"{key} of {metric} in stage {name} must be a number, not {v.plain()!r}", fix)
+        if wrong:
             continue
         values = limit.plain()
         out[metric] = (values.get("min"), values.get("max"))

@@ -17,7 +17,7 @@ from runner.document import Node, Place, Problems
 from runner.problems import Origin, guess
 from runner.references import FAILED, REFERENCE, WHOLE, References
 from runner.retry import TIMEOUT, Retry
-from runner.units import read_bytes, read_number, read_seconds, shown
+from runner.units import in_our_words, read_bytes, read_number, read_seconds, shown
 
 KEYS = ("name", "params", "store", "target", "targets", "stages")
 STAGE_KEYS = (
@@ -357,8 +357,10 @@ class _Parser:
             return default
         number = None if isinstance(value, (bool, list, dict)) else read(str(value).strip())
         if number is None or (above and number == 0):
+            meant = in_our_words(str(value).strip())
+            good = meant if meant != str(value).strip() and read(meant) else example
             sort = "above 0" if above else "0 or more"
-            what_ = f"{what} must be {sort}, such as {example}, not {shown(value)}"
-            self.problems.add(node.place, what_, f"write {what}: {example}")
+            sort = f"written as {good}" if good != example else f"{sort}, such as {example}"
+            self.problems.add(node.place, f"{what} must be {sort}, not {shown(value)}", f"write {what}: {good}")
             return default
         return number

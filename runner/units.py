@@ -27,6 +27,12 @@ def read_seconds(text: str) -> float | None:
     return float(m.group(1)) * _SECONDS[m.group(2) or ""] if m else None
 
 
+def in_our_words(text: str) -> str:
+    """`2 hours` as `2h`, as far as one can know; anything else as it is."""
+    m = re.fullmatch(r"([0-9.]+)\s*(sec|min|hour|hr|day)[a-z]*", text.lower())
+    return m[1] + {"sec": "s", "min": "min", "day": "d"}.get(m[2], "h") if m else text
+
+
 def shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return "a mapping" if isinstance(value, dict) else "a list"

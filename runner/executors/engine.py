@@ -52,7 +52,8 @@ def address() -> str:
 def connect() -> APIClient:
     """A client of the engine. Raises UserError where none answers."""
     where = address()
-    start = "start it (systemctl start docker), or run with --target process"
+    named = "correct or unset the variable DOCKER_HOST" if os.environ.get("DOCKER_HOST") else ""
+    start = f"{named or 'start it (systemctl start docker)'}, or run with --target process"
     if not where:
         raise UserError("there is no Docker engine here", fix="install Docker, or run with --target process")
     if where.startswith("unix://") and not os.path.exists(where.removeprefix("unix://")):

@@ -145,7 +145,8 @@ TABLE: list[tuple[str, tuple[str, ...], Change, str, str]] = [
     # adapters
     ("an adapter of another method", ADAPTER, spoil("adapter", values("adapter_config.json", peft_type="LOHA")),
      "type LOHA", "."),
-    ("an adapter of rank 0", ADAPTER, spoil("adapter", values("adapter_config.json", r=0)), "a rank is below 1", "."),
+    ("an adapter of rank 0", ADAPTER, spoil("adapter", values("adapter_config.json", r=0)),
+     "r is 0; a rank is 1 or more", "."),
     ("an adapter of another rank", ADAPTER, spoil("adapter", values("adapter_config.json", r=8)),
      "rank 4 and 4 in the weights", "."),
     ("an adapter without weights", ADAPTER, spoil("adapter", gone("adapter_model.safetensors")),

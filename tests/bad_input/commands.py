@@ -40,7 +40,8 @@ TABLE: list[tuple[str, tuple[str, ...], str, str]] = [
      "its only output is out: write a.out"),
     ("--all and words", ("verify", "--all", "a", *OTHER), "--all excludes words", "give one"),
     ("a stage that is not done", ("pull", "merged", "there"), "merged is not done", "runner up"),
-    ("a copy to an address", ("pull", "a", "abfs://x/y", *OTHER), "abfs://x/y: pull brings", "runner push"),
+    ("a copy to an address", ("pull", "a", "abfs://x/y", *OTHER), "DEST abfs://x/y: pull writes to a folder of this",
+     "runner push"),
     ("an age that is none", ("gc", "--older-than", "soon", *OTHER), "soon", "runner gc --help"),
     ("an export to nowhere", ("export", "slurm"), "slurm", "runner export --help"),
     ("a project where something lies", ("init", "taken"), "taken: this folder holds something", "new one"),
@@ -57,11 +58,11 @@ TABLE: list[tuple[str, tuple[str, ...], str, str]] = [
 
 ENVIRONMENT: list[tuple[str, tuple[str, ...], dict[str, str | None], str, str]] = [
     ("no engine for docker", ("check", "--target", "docker"), {"DOCKER_HOST": "unix:///none"},
-     "--target: no Docker engine", "start it"),
+     "--target: no Docker engine", "unset the variable DOCKER_HOST, or run with"),
     ("no engine, to run", ("up", "other.yaml", "--target", "docker"), {"DOCKER_HOST": "unix:///none"}, "image|engine",
      "."),
     ("an engine of no address", ("check", "--target", "docker"), {"DOCKER_HOST": "nowhere"},
-     "--target: no Docker engine", "start it"),
+     "--target: no Docker engine", "unset the variable DOCKER_HOST, or run with"),
     ("a secret that is not set", ("check", "cluster.yaml"), {"HUB_TOKEN": None},
      r"^cluster.yaml:3:\d+: target far: the secret HUB_TOKEN is not set", "export HUB_TOKEN="),
     ("stages that are not there", ("plan", "one.yaml"), {"MICROSTAGES_STAGES": "empty"},

@@ -65,7 +65,7 @@ MISTAKES: list[tuple[str, str, str, str, str]] = [
     ("memory with an unknown unit", "4GiB", "4 gigs", "4 gigs", "write memory: 48GiB"),
     ("no memory", "4GiB", "0", "0", "write memory: 48GiB"),
     ("a negative number of cores", "cpus: 1", "cpus: -1", "-1", "write cpus: 2"),
-    ("a time with an unknown unit", "timeout: 2h", "timeout: 2 hours", "2 hours", "write timeout: 30min"),
+    ("a time with an unknown unit", "timeout: 2h", "timeout: 2 hours", "2 hours", "write timeout: 2h"),
     ("a time of nothing", "timeout: 2h", "timeout: 0", "0", "write timeout: 30min"),
     ("attempts below one", "attempts: 2", "attempts: 0", "0", "attempts: 1"),
     ("a pause that is a word", "backoff: 1s", "backoff: soon", "soon", "write backoff: 2s"),
@@ -83,7 +83,7 @@ MISTAKES: list[tuple[str, str, str, str, str]] = [
     ("a folder that is not there", "uses: merge", "uses: ./mine", "./mine", "interface.json"),
     ("a folder without an interface", "uses: merge", "uses: ./empty", "./empty", "interface.json"),
     ("a folder without ./", "uses: merge", "uses: own", "own", r"write \./ before"),
-    ("an image without an engine", "uses: merge", "uses: ghcr.io/me/x:1", "ghcr", "start it|install"),
+    ("an image without an engine", "uses: merge", "uses: ghcr.io/me/x:1", "ghcr", "DOCKER_HOST|start it|install"),
     ("uses of a parameter that is no stage", "method: train-lora", "method: train", "train",
      r"there are.*params.method is used at pipeline.yaml:18:11"),
     # references
@@ -108,7 +108,8 @@ MISTAKES: list[tuple[str, str, str, str, str]] = [
     # inputs
     ("an unknown input", "base_model: model, adapter", "base: model, base_model: model, adapter", "base:",
      "its inputs"),
-    ("an input that is missing", "inputs: {base_model: model, adapter", "inputs: {adapter", "^merged", "add it below"),
+    ("an input that is missing", "inputs: {base_model: model, adapter", "inputs: {adapter", "^merged",
+     "add it below.*base_model: FOLDER, or"),
     ("an input of a wrong kind", "stages.adapter.adapter", "stages.data.dataset",
      '^"${{ stages.data.dataset }}"}\n  onnx',
      "of that kind"),
@@ -150,13 +151,13 @@ MISTAKES: list[tuple[str, str, str, str, str]] = [
     ("an empty matrix", "matrix: {precision: [int4, int8]}", "matrix: {}", "{}", "matrix: {rank"),
     ("a matrix of an unknown parameter", "{precision: [int4, int8]}", "{precison: [int4, int8]}", "precison",
      "runner expl"),
-    ("a matrix of an unknown value", "[int4, int8]", "[int4, int3]", "^precision: [int4, int3", "write precision"),
+    ("a matrix of an unknown value", "[int4, int8]", "[int4, int3]", "int3", "write precision: int8"),
     ("a matrix that excludes all", "[int4, int8]}", "[int4], exclude: [{precision: int4}]}", "^{precision: [int4]",
      "exclude less"),
     ("a selection from nothing", "from: quantized", "from: quantised", "quantised", "stages with variants: "),
     ("a selection without a goal", ", maximize: accuracy", "", "^{from", "write `maximize"),
     ("a selection with two goals", "maximize: accuracy", "maximize: a, minimize: b", "^{from", "write `maximize"),
-    ("a limit that is a word", "{max: 50}", "{max: big}", "{max", "where: {size_mb"),
+    ("a limit that is a word", "{max: 50}", "{max: big}", "big", "where: {size_mb"),
     ("a selection with uses", "    select: {", "    uses: infer\n    select: {", "uses", "."),
 ]  # fmt: skip
 

@@ -88,8 +88,10 @@ class Manifest:
         if not all(isinstance(p, dict) for p in parts):
             raise broken("has metadata, metrics or provenance that is not an object")
         for f in files:
-            if not isinstance(f.path, str) or not isinstance(f.size, int) or f.size < 0:
-                raise broken(f"has a file without a path or size: {f}")
+            if not isinstance(f.path, str):
+                raise broken(f"has a file whose path is no text: {f.path!r}")
+            if not isinstance(f.size, int) or f.size < 0:
+                raise broken(f"gives {f.path!r} the size {f.size!r}, which is no number of bytes")
             if not isinstance(f.sha256, str) or not _SHA256.match(f.sha256):
                 raise broken(f"has no sha256 for {f.path!r}")
             if not safe_path(f.path):

@@ -136,8 +136,10 @@ def read_settings(folder: Path) -> Settings:
             re.compile(pattern)
     except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise UserError(f"this is not a LoRA configuration: {error!r}", where=where, fix="get the file again") from None
-    if settings.rank < 1 or any(r < 1 for r in settings.rank_pattern.values()):
-        raise UserError("a rank is below 1", where=where, fix="get the file again")
+    ranks = {"r": settings.rank, **{f"rank_pattern.{k}": r for k, r in settings.rank_pattern.items()}}
+    if wrong := next((k for k, r in ranks.items() if r < 1), ""):
+        what = f"{wrong} is {ranks[wrong]}; a rank is 1 or more"
+        raise UserError(what, where=where, fix="train the adapter again, or write the rank that its weights have")
     return settings
 
 

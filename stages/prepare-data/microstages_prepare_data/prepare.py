@@ -28,7 +28,7 @@ from microstages_prepare_data.sequences import Stream, choose, shortage
 from microstages_prepare_data.sequences import split as split_sequences
 from microstages_prepare_data.sequences import texts as texts_of
 from microstages_prepare_data.settings import LINES, Settings
-from microstages_prepare_data.sources import Chunk, SourceFile, chunks, parse
+from microstages_prepare_data.sources import Chunk, SourceFile, chunks, parse, way_out
 from microstages_prepare_data.spool import Spool
 from microstages_prepare_data.workers import ordered
 from microstages_prepare_data.write import Written, write_spans, write_split
@@ -216,7 +216,7 @@ def _columns(files: Files) -> list[str]:
                     return list(names)
     if not seen and bad is not None:
         raise UserError(f"no row can be read; the first: {bad[2]}", where=f"{bad[0].path}:{bad[1]}",
-                        fix="give JSON, JSON Lines, CSV or Parquet; see --input-format")  # fmt: skip
+                        fix=way_out(bad[2]))  # fmt: skip
     if not seen:
         raise UserError("there are no rows in it", where=files[0][0].path, fix="give a file with rows in it")
     return list(names)

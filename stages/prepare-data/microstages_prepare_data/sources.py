@@ -236,6 +236,13 @@ def limited(source: Iterator[Chunk], rows: int) -> Iterator[Chunk]:
         yield chunk
 
 
+def way_out(reason: str) -> str:
+    """What to do about a file of which no row can be read, the first for a reason."""
+    if "not an object" in reason:
+        return 'write each row as an object with named fields, such as {"prompt": "…", "completion": "…"}'
+    return "give JSON, JSON Lines, CSV or Parquet; see --input-format"
+
+
 def kind_of(value: object) -> str:
     """What a JSON value is, in words."""
     known = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number", str: "text"}

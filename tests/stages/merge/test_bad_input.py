@@ -125,7 +125,7 @@ CASES: list[tuple[str, Callable[[Folders], Any], list[str], list[str]]] = [
      ["target_parameters is set", "not supported"]),
     ("PiSSA", lambda f: f.config("adapter", init_lora_weights="pissa_niter_4"), [],
      ["pissa_niter_4", "path_initial_model_for_weight_conversion"]),
-    ("rank 0", lambda f: f.config("adapter", r=0), [], ["a rank is below 1"]),
+    ("rank 0", lambda f: f.config("adapter", r=0), [], ["r is 0; a rank is 1 or more"]),
     ("rank is a word", lambda f: f.config("adapter", r="four"), [], ["not a LoRA configuration"]),
     ("rank of other weights", lambda f: f.config("adapter", r=8), [], ["has rank 4 and 4 in the weights, 8 in"]),
     ("bad pattern", lambda f: f.config("adapter", rank_pattern={"(": 4}), [], ["not a LoRA configuration"]),
