@@ -249,8 +249,8 @@ class _Checker:
         for name, wanted in interface.inputs.items():
             if wanted.required and not spec.odd and name not in {*spec.inputs, *meant}:
                 what = f"stage {spec.name} needs the input {name!r} ({' or '.join(wanted.kinds)})"
-                value = f'FOLDER, or {name}: "${{{{ stages.STAGE.OUTPUT }}}}"'
-                self.problems.add(spec.place, what, f"add it below `inputs:` of {spec.name}: {name}: {value}")
+                form = f'FOLDER, or {name}: "${{{{ stages.STAGE.OUTPUT }}}}"'
+                self.problems.add(spec.place, what, f"add it below `inputs:` of {spec.name}: {name}: {form}")
         params = resolved(spec, interface, self.problems)
         words: tuple[str, ...] = ()
         inside = where.kind in ("docker", *ELSEWHERE)
