@@ -29,7 +29,7 @@ stages:
   data:
     uses: prepare-data
     inputs: {source: FOLDER/rows.jsonl, model: FOLDER/tiny-phi3}
-    params: {template: "{phrase}: $(HOME) {{x}}", completion: tone, max_length: 64}
+    params: {template: "{phrase}: $(HOME) {{x}} {tone}", completion: tone, max_length: 64}
   adapter:
     uses: train-lora
     inputs: {dataset: "${{ stages.data.dataset }}", base_model: FOLDER/tiny-phi3}
