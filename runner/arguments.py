@@ -44,7 +44,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [*self.commands, *(w for words, _ in OPTIONS.values() for w in words), "--set", "--format", *FORMS]
         wrong = re.search(r"unrecognized arguments: (-\S+)|invalid choice: '(\S+)'", message)
-        guess = nearest(next(w for w in wrong.groups() if w), known) if wrong else ""
+        word = next(w for w in wrong.groups() if w).partition("=")[0] if wrong else ""
+        guess = ": this command has none" if word in known else nearest(word, known) if word else ""
         text = re.sub(r" \(choose from .*\)$", "", message) if guess else message  # one is nearer than all
         missing = message.rpartition("required: ")[2].split(", ")
         for action in self._actions:  # a word of which only some are known: they are told

@@ -33,6 +33,8 @@ WRONG = [
     (("up", "--jobs", "many"), "a whole number, 0 or more, is wanted, not 'many'"),
     (("up", "--jobs"), "expected one argument"),
     (("up", "a", "b"), "unrecognized arguments: b"),
+    (("pull", "a", "b", "--target", "process"), "unrecognized arguments: --target process: this command has none"),
+    (("ps", "--force=x"), "unrecognized arguments: --force=x: this command has none"),
     (("up", "elsewhere.yaml"), "there is no such pipeline file"),
     (("run",), "required: STAGE"),
     (("run", "frst"), "there is no stage 'frst' (did you mean 'first'?)"),
