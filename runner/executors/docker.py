@@ -25,7 +25,7 @@ from microstages.errors import EXIT_TEMPORARY, EXIT_USER, TemporaryError, UserEr
 
 from runner.credentials import hidden, passed_on
 from runner.executors import LOST, Attempt, Status, secrets
-from runner.executors.engine import Image, asked, connect, explained, image_named, image_of
+from runner.executors.engine import Image, asked, connect, explained, image_named, image_of, ran_out
 from runner.executors.mounts import CACHE, mounts, own_cache
 from runner.executors.owner import hand_over
 from runner.executors.secrets import Redactor, Secret
@@ -274,6 +274,8 @@ class DockerExecutor:
                 state = self.client.inspect_container(c.id)["State"]
                 if not state["Running"] and state["Status"] != "restarting":
                     self._carry(c, follow=False)  # an engine that follows drops a last line that has no end
+                    if state["ExitCode"] == 137 and c.attempt.resources.memory and not state.get("OOMKilled"):
+                        state["OOMKilled"] = ran_out(self.client, c.id)
                     return verdict(c.attempt, state)
                 away = 0.0
             except docker.errors.NotFound:

@@ -8,6 +8,7 @@ it, and a name or tag that was moved changes nothing.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,14 @@ def image_of(client: APIClient, stage: str, code: str, flavor: str) -> Image:
         name = (found[0].get("RepoTags") or [found[0]["Id"]])[0]
         what = f"{name} was made from other code of {stage} than lies here"
     raise UserError(what, fix="make images, or run with --target process")
+
+
+def ran_out(client: APIClient, container: str) -> bool:
+    """Whether the engine told lately that a container had no more memory. Its state lacks it where that was told after
+    its end; this waits for that word, some two seconds at most."""
+    now = int(time.time())
+    told = client.events(since=now - 60, until=now + 2, filters={"container": container, "event": "oom"}, decode=True)
+    return bool(list(told))
 
 
 def image_named(client: APIClient, name: str) -> Image:

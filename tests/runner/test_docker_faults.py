@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 
+from runner.executors.engine import ran_out
+
 
 def test_out_of_memory_names_the_limit_and_the_key(boxed):
     script = "python3 -c \"x = bytearray(300 << 20); x[::4096] = b'x' * len(x[::4096])\"; exit $?"
@@ -18,6 +20,21 @@ def test_out_of_memory_names_the_limit_and_the_key(boxed):
     assert "out of memory: it needed more than its limit of 64 MiB" in done.out
     assert "raise `memory` below `resources:` of a" in done.out
     assert boxed.containers() == [] and boxed.nothing_half_made()
+
+
+def test_that_memory_ran_out_is_known_from_the_engines_word_alone(engine):
+    """The state of a container lacks it where the engine hears of it after the end."""
+    client = engine.client
+    for script, ran in (("x = bytearray(300 << 20); x[::4096] = b'x' * len(x[::4096])", True), ("pass", False)):
+        limits = client.create_host_config(mem_limit="64m", memswap_limit="64m")
+        command = ["python3", "-c", script]
+        box = client.create_container("microstages/merge:latest", entrypoint=command, host_config=limits)["Id"]
+        try:
+            client.start(box)
+            client.wait(box)
+            assert ran_out(client, box) is ran
+        finally:
+            client.remove_container(box, force=True)
 
 
 def test_a_timeout_ends_the_container(boxed):
