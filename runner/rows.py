@@ -100,7 +100,7 @@ def check_all(path: Path, params: Mapping[str, Any], made_by: Any) -> None:
     """Look at every row of a small file as the stage will, by a `recipe`. Raises UserError for the first one that the
     stage would refuse. Where a part of the file is chosen by a split, or bad rows are left out, nothing is looked at.
     """
-    from microstages_prepare_data.recipe import BadRowError
+    from microstages_prepare_data.recipe import BadRowError, parts_of, remedy
     from microstages_prepare_data.selection import Condition, Part, selected
     from microstages_prepare_data.sources import SourceFile, parse
 
@@ -117,19 +117,6 @@ def check_all(path: Path, params: Mapping[str, Any], made_by: Any) -> None:
                     raise BadRowError(row)
                 if isinstance(made_by, str):  # chats: the model's template says what is wrong with one
                     continue
-                parts = made_by.parts(row)
-                if not made_by.answer and not parts[1].strip() and settings.empty_rows == "bad":
-                    raise BadRowError("its text is empty")
+                parts_of(row, made_by, settings)
             except BadRowError as reason:
-                raise UserError(str(reason), where=f"{path}:{number}", fix=_remedy(str(reason))) from None
-
-
-def _remedy(reason: str) -> str:
-    from microstages_prepare_data.json_stream import bad_utf8
-
-    mend = "correct this row"
-    if reason.startswith(known := bad_utf8("").what):
-        mend = bad_utf8("").fix if reason == known else mend
-    elif reason.startswith("this is not JSON: names and texts"):
-        mend = "write the rows with a JSON library, such as json.dumps"
-    return f"{mend}, or leave such rows out: --bad-rows skip"
+                raise UserError(str(reason), where=f"{path}:{number}", fix=remedy(str(reason))) from None

@@ -19,7 +19,7 @@ from typing import Any
 
 from microstages.artifact import Artifact
 from microstages.errors import Stopped, UserError
-from microstages.reporting import Reporter
+from microstages.reporting import Reporter, number_of
 
 from microstages_infer.api import Served
 from microstages_infer.callers import loopback
@@ -135,12 +135,12 @@ class Place:
             self._ready(served, rows)
             told.wait()
             running, _ = scheduler.counts
-            self._report.log(f"stopping: {_requests(running)} may end within {s.grace:g} s")
+            self._report.log(f"stopping: {number_of(running, 'request')} may end within {s.grace:g} s")
             cut = scheduler.close(s.grace)
             self.server.shutdown()
             self.server.settle(2)
             self.server.server_close()
-        raise Stopped("stopped" + (f"; {_requests(cut)} cut off" if cut else ""))
+        raise Stopped("stopped" + (f"; {number_of(cut, 'request')} cut off" if cut else ""))
 
     def _ready(self, served: Served, rows: Rows) -> None:
         host, port = self._settings.host, self.server.server_port
@@ -184,10 +184,6 @@ class _Told:
 def readable(text: str) -> str:
     """Text on one line: what cannot be seen (control characters, line ends) is escaped, letters never."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _requests(n: int) -> str:
-    return f"{n} request{'' if n == 1 else 's'}"
 
 
 def _name(model: Artifact) -> str:

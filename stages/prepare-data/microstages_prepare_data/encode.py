@@ -23,7 +23,7 @@ from microstages.errors import UserError
 
 from microstages_prepare_data.chat import Chat
 from microstages_prepare_data.plan import Plan
-from microstages_prepare_data.recipe import BadRowError, Parts
+from microstages_prepare_data.recipe import BadRowError, Parts, parts_of
 from microstages_prepare_data.sources import Chunk, parse
 
 if TYPE_CHECKING:
@@ -93,9 +93,7 @@ class Encoder:
         return out
 
     def _parts(self, row: dict[str, Any]) -> Parts:
-        parts = self.plan.recipe.parts(row)
-        if not self.plan.recipe.answer and not parts[1].strip() and self.plan.settings.empty_rows == "bad":
-            raise BadRowError("its text is empty")
+        parts = parts_of(row, self.plan.recipe, self.plan.settings)
         if self.plan.around is not None:
             before, behind = self.plan.around
             first = 0 if self.plan.recipe.answer else 1

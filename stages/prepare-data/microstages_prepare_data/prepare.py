@@ -23,6 +23,7 @@ from microstages_prepare_data.encode import SPLITS, Encoded, Encoder
 from microstages_prepare_data.formats import sniff
 from microstages_prepare_data.hidden import hidden_token
 from microstages_prepare_data.plan import Plan, plan
+from microstages_prepare_data.recipe import remedy
 from microstages_prepare_data.selection import Files, Part, named, parts, selected, splits
 from microstages_prepare_data.sequences import Stream, choose, shortage
 from microstages_prepare_data.sequences import split as split_sequences
@@ -36,10 +37,6 @@ from microstages_prepare_data.write import Written, write_spans, write_split
 SMALL = 4 << 20  # bytes of source below which other processes do not pay
 LOOKED_AT = 100  # rows whose fields are looked at
 FIRST_BAD = 5  # bad rows whose place is reported
-_MEND = {
-    "this is not UTF-8": "convert the file: iconv -f <its encoding> -t utf-8 (often cp1252)",
-    "this is not JSON: names and texts": "write the rows with a JSON library, such as json.dumps",
-}
 
 
 def prepare(
@@ -232,12 +229,7 @@ def _count(tally: reporting.Tally, encoded: Encoded, files: Files, settings: Set
     tally.empty += encoded.empty
     for file, number, reason in encoded.bad:
         if settings.bad_rows == "error":
-            fix = next((fix for start, fix in _MEND.items() if reason.startswith(start)), "correct this row")
-            raise UserError(
-                reason,
-                where=f"{files[file][0].path}:{number}",
-                fix=f"{fix}, or leave such rows out: --bad-rows skip",
-            )
+            raise UserError(reason, where=f"{files[file][0].path}:{number}", fix=remedy(reason))
         tally.bad += 1
         if len(tally.first_bad) < FIRST_BAD:
             place = f"{files[file][0].name}:{number}".removeprefix(":")

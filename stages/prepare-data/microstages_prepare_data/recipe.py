@@ -20,8 +20,20 @@ from microstages_prepare_data.sources import Row, kind_of
 Parts = list[str]
 
 
+_MEND = {
+    "this is not UTF-8": "convert the file: iconv -f <its encoding> -t utf-8 (often cp1252)",
+    "this is not JSON: names and texts": "write the rows with a JSON library, such as json.dumps",
+}
+
+
 class BadRowError(Exception):
     """A row that cannot be used; says why."""
+
+
+def remedy(reason: str) -> str:
+    """What to do about a row that cannot be used for a reason."""
+    fix = next((fix for start, fix in _MEND.items() if reason.startswith(start)), "correct this row")
+    return f"{fix}, or leave such rows out: --bad-rows skip"
 
 
 class Recipe(Protocol):
@@ -159,6 +171,14 @@ class Fields:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "fields", "prompt_field": self.prompt, "completion_field": self.completion}
+
+
+def parts_of(row: Row, recipe: Recipe, settings: Settings) -> Parts:
+    """The parts of a row, where it has a text. Raises BadRowError."""
+    parts = recipe.parts(row)
+    if not recipe.answer and not parts[1].strip() and settings.empty_rows == "bad":
+        raise BadRowError("its text is empty")
+    return parts
 
 
 # Where nothing is said, the first of these whose fields are all there.
