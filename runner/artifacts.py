@@ -115,7 +115,9 @@ def verify(args: argparse.Namespace) -> int:
         how = f"{len(bad)} damaged" if bad else "all as they were made"
         print(f"\n{number_of(len(found), 'artifact')}, {total}: {how}")
         if any(a.attempt for a in artifacts if a.name in {f.name for f in bad}):
-            print("`runner up` makes a damaged result again")
+            from runner.program import as_typed
+
+            print(as_typed("`runner up` makes a damaged result again"))
     return EXIT_USER if bad else EXIT_OK
 
 
